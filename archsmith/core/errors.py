@@ -1,0 +1,55 @@
+"""Errors that a user can act on.
+
+A ``UserError`` is one clear paragraph: the field, what was given, what is allowed and what to do. The command line
+prints it without a traceback and exits with code 2. Everything else that escapes is a defect of archsmith.
+"""
+
+from __future__ import annotations
+
+
+class ArchsmithError(Exception):
+    """Base of every error that archsmith raises on purpose."""
+
+
+class UserError(ArchsmithError, ValueError):
+    """Wrong input: names the field, what was given, what is allowed and what to do.
+
+    Args:
+        field: Name of the option, file or argument that is wrong, as the user typed or knows it.
+        given: What was given; shown with ``repr`` unless it is text already prepared by the caller.
+        allowed: What would have been accepted.
+        hint: What to do next; names only commands and symbols that exist.
+
+    Example:
+        >>> raise UserError("budget", "macs<=0", allowed="a positive number", hint="write macs<=0.5x")
+        Traceback (most recent call last):
+        archsmith.core.errors.UserError: budget: got 'macs<=0'; allowed: a positive number. write macs<=0.5x
+    """
+
+    def __init__(self, field: str, given: object, *, allowed: str, hint: str = "") -> None:
+        self.field = field
+        self.given = given
+        self.allowed = allowed
+        self.hint = hint
+        shown = given if isinstance(given, Shown) else repr(given)
+        text = f"{field}: got {shown}; allowed: {allowed.rstrip('.')}."
+        super().__init__(f"{text} {hint}".rstrip())
+
+
+class Shown(str):
+    """Text for ``UserError.given`` that is printed as it is, without quotes."""
+
+
+class MissingExtra(ArchsmithError, ImportError):
+    """An optional package is not installed; names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self.extra = extra
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed; "
+            f"install it with pip install 'archsmith[{extra}]'."
+        )
+
+
+class Interrupted(ArchsmithError):
+    """The run was asked to stop (Ctrl-C, ``--time``); everything up to here is saved."""
