@@ -6,6 +6,8 @@ prints it without a traceback and exits with code 2. Everything else that escape
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ArchsmithError(Exception):
     """Base of every error that archsmith raises on purpose."""
@@ -35,6 +37,14 @@ class UserError(ArchsmithError, ValueError):
         text = f"{field}: got {shown}; allowed: {allowed.rstrip('.')}."
         super().__init__(f"{text} {hint}".rstrip())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross a process boundary whole; the default would call ``__init__`` with the finished text alone."""
+        return _rebuild_user_error, (type(self), self.field, self.given, self.allowed, self.hint)
+
+
+def _rebuild_user_error(kind: type[UserError], field: str, given: object, allowed: str, hint: str) -> UserError:
+    return kind(field, given, allowed=allowed, hint=hint)
+
 
 class Shown(str):
     """Text for ``UserError.given`` that is printed as it is, without quotes."""
@@ -44,11 +54,17 @@ class MissingExtra(ArchsmithError, ImportError):
     """An optional package is not installed; names the extra that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self.package = package
         self.extra = extra
+        self.purpose = purpose
         super().__init__(
             f"{purpose} needs the package '{package}', which is not installed; "
             f"install it with pip install 'archsmith[{extra}]'."
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross a process boundary whole; the default would call ``__init__`` with the finished text alone."""
+        return type(self), (self.package, self.extra, self.purpose)
 
 
 class Interrupted(ArchsmithError):

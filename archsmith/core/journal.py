@@ -41,20 +41,25 @@ class Journal:
 
         Raises:
             ValueError: An event holds NaN or a value that JSON cannot express; nothing is written.
-            OSError: The disk is full; the torn rest is cut off by the next append or ignored by the next reader.
+            TypeError: The same, for a value that is no JSON type.
+            OSError: The disk is full or the file cannot be written; none of the batch is kept.
         """
         batch = [events] if isinstance(events, Mapping) else list(events)
-        lines = "".join(json.dumps(dict(e), ensure_ascii=False, allow_nan=False, sort_keys=False) + "\n" for e in batch)
+        data = "".join(json.dumps(dict(e), ensure_ascii=False, allow_nan=False) + "\n" for e in batch).encode()
         created = not self.path.exists()
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             if not self._clean:
                 _cut_torn_line(handle)
                 self._clean = True
-            data = lines.encode()
-            while data:
-                data = data[os.write(handle, data) :]
-            os.fsync(handle)
+            before = os.fstat(handle).st_size
+            try:
+                while data:
+                    data = data[os.write(handle, data) :]
+                os.fsync(handle)
+            except BaseException:
+                os.ftruncate(handle, before)
+                raise
         except BaseException:
             self._clean = False
             raise
@@ -76,7 +81,7 @@ class Journal:
             return
         data = self.path.read_bytes()
         complete = data[: data.rfind(b"\n") + 1]
-        for number, line in enumerate(complete.splitlines(), start=1):
+        for number, line in enumerate(complete.split(b"\n")[:-1], start=1):
             try:
                 event = json.loads(line)
             except ValueError as error:

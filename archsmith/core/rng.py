@@ -8,6 +8,8 @@ simply made again.
 from __future__ import annotations
 
 import hashlib
+import json
+import operator
 
 import numpy as np
 
@@ -17,12 +19,17 @@ def seed_of(root: int, *names: str | int) -> int:
 
     Args:
         root: Seed of the run, any integer.
-        names: Path of the stream, for example ``("augment", epoch, step)``.
+        names: Path of the stream, for example ``("augment", epoch, step)``. Integers of numpy equal Python's; the text
+            ``"1"`` and the number 1 are different names.
 
-    The mapping is BLAKE2b over the decimal and text forms, stable across processes, machines and versions.
+    The mapping is BLAKE2b over the JSON list ``[root, *names]``, stable across processes, machines and versions.
+
+    Raises:
+        TypeError: A name is neither text nor an integer (a float, say), or ``root`` is no integer.
     """
-    text = "\x1f".join([str(int(root)), *(f"{type(name).__name__}:{name}" for name in names)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    path = [operator.index(root), *(name if isinstance(name, str) else operator.index(name) for name in names)]
+    digest = hashlib.blake2b(json.dumps(path).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def numpy_stream(root: int, *names: str | int) -> np.random.Generator:
