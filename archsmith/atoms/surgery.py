@@ -1,0 +1,360 @@
+"""Cutting atoms: one transaction over the model, its optimiser and every named table.
+
+``cut_`` changes parameters in place (``param.data = slice``), so ties, optimisers and the user's references survive.
+Everything is computed before the first change; if anything fails on the way, what was changed is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archsmith.atoms.groups import AtomBlock, Atoms, activate, tensors_of
+from archsmith.atoms.score import Keep
+
+
+@dataclass(frozen=True)
+class CutReport:
+    """What a cut did.
+
+    Attributes:
+        removed: Units removed by group name (groups that lost none are left out).
+        dead_groups: Groups that vanished with their last unit.
+        dead_blocks: Blocks that turned into a constant for each channel.
+        removed_cost: Summed cost of the removed units by cost name.
+    """
+
+    removed: Mapping[str, int]
+    dead_groups: tuple[str, ...]
+    dead_blocks: tuple[str, ...]
+    removed_cost: Mapping[str, int]
+
+
+Collapse = Callable[[nn.Module], None]
+"""Turns the module of a block without units into one that adds its normalisation's bias, keeping that parameter."""
+
+
+def absorb_constants(atoms: Atoms, keep: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the running means that keep the evaluation output when the units outside ``keep`` go.
+
+    A dead unit emits ``act(shift_i)`` everywhere (exactly if its scale is zero), and the consumer turns it into
+    ``p_i * act(shift_i)``. Subtracting the sum over dead units from the running mean behind the sum restores the
+    output. With scales of magnitude up to 1e-3 the gap is at most
+    ``|w_out| / sqrt(var_out + eps) * sum |p_i| |g_i| max|z_i|`` (z: normalised input of the scale).
+
+    Args:
+        atoms: The units.
+        keep: Boolean mask (size,) by group name.
+        tensors: Tensors by qualified name; read only. Model weights and their moving averages are two such tables.
+
+    Returns:
+        New value by name of the running mean; only those that change.
+    """
+    changed: dict[str, Tensor] = {}
+    for group in atoms:
+        dead = ~keep[group.name]
+        path = group.constant
+        if path is None or not bool(dead.any()) or path.running_mean not in tensors:
+            continue
+        weight = tensors[path.weight].detach()[:, dead].flatten(1)
+        constant = weight @ activate(path.activation, tensors[path.shift].detach()[dead])
+        changed[path.running_mean] = changed.get(path.running_mean, tensors[path.running_mean]) - constant
+    return changed
+
+
+def collapsed_constant(block: AtomBlock, tensors: Mapping[str, Tensor], running_mean: Tensor) -> Tensor:
+    """Return the constant (channels,) that a block without units adds in evaluation mode.
+
+    It is the normalisation of zero: ``bias - weight * running_mean / sqrt(running_var + eps)``, with the running mean
+    after absorption.
+    """
+    weight, bias = tensors[f"{block.norm}.weight"].detach(), tensors[f"{block.norm}.bias"].detach()
+    return bias - weight * running_mean * torch.rsqrt(tensors[f"{block.norm}.running_var"] + block.norm_eps)
+
+
+@torch.no_grad()
+def cut_(
+    model: nn.Module,
+    atoms: Atoms,
+    keep: Keep,
+    *,
+    collapse: Collapse,
+    optimizer: torch.optim.Optimizer | None = None,
+    tables: Sequence[MutableMapping[str, Tensor]] = (),
+    absorb: bool = True,
+) -> CutReport:
+    """Remove the units outside ``keep`` from the model, the optimiser and the tables, or change nothing at all.
+
+    Args:
+        model: Network, changed in place; parameters keep their identity.
+        atoms: Its units; describe the new network with fresh ``Atoms`` afterwards.
+        keep: Boolean mask (size,) by group name, every group present.
+        collapse: Called with the module of a block that lost all its units. The normalisation's bias already holds
+            the block's constant; the callback keeps that parameter and drops the rest.
+        optimizer: Its state tensors of a parameter's shape are sliced alike; step counts stay. The order of parameters
+            and their groups stays; parameters of vanished modules leave it.
+        tables: Further tensors by qualified name (moving averages, masks), changed in place; names that the model loses
+            leave them. Tables that hold a block's normalisation absorb the constants with their own values.
+        absorb: Correct the running means, so that the evaluation output stays (see ``absorb_constants``).
+
+    Returns:
+        What was removed.
+
+    Raises:
+        ValueError: A mask is missing or has the wrong size, a tensor's axis does not fit its group, or a block would
+            fall below its minimum. Nothing is changed then.
+    """
+    model_tensors = tensors_of(model)
+    _check(atoms, keep, model_tensors)
+    dead_groups = [group.name for group in atoms if not bool(keep[group.name].any())]
+    dead_blocks = [block for block in atoms.blocks if block.groups and set(block.groups) <= set(dead_groups)]
+    vanishing = [*dead_groups, *(block.name for block in dead_blocks)]
+    selections = _selections(atoms, keep, vanishing, model_tensors)
+    old_shapes = {name: model_tensors[name].shape for name in selections}
+    new_model, *new_tables = (
+        _new_values(atoms, keep, selections, dead_blocks, table, absorb) for table in (model_tensors, *tables)
+    )
+    new_state = _sliced_state(optimizer, model_tensors, selections, old_shapes)
+
+    with ExitStack() as undo:
+        _replace_model_tensors(model, new_model, selections, undo)
+        _replace_state(optimizer, new_state, undo)
+        for name in dead_groups:
+            _delete_module(model, name, undo)
+        for block in dead_blocks:
+            module = model.get_submodule(block.name)
+            _restore_children_on_undo(module, undo)
+            collapse(module)
+        _drop_parameters(optimizer, model, undo)
+        names = set(tensors_of(model))
+        for table, new in zip(tables, new_tables, strict=True):
+            _replace_table(table, new, names, undo)
+        _refresh_attributes(model, undo)
+        undo.pop_all()  # reached the end: keep what was done
+
+    removed = {g.name: g.size - int(keep[g.name].sum()) for g in atoms}
+    costs = sorted({cost for g in atoms for cost in g.cost})
+    return CutReport(
+        removed={name: count for name, count in removed.items() if count},
+        dead_groups=tuple(dead_groups),
+        dead_blocks=tuple(block.name for block in dead_blocks),
+        removed_cost={cost: sum(g.cost[cost] * removed[g.name] for g in atoms) for cost in costs},
+    )
+
+
+def _check(atoms: Atoms, keep: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for group in atoms:
+        mask = keep.get(group.name)
+        if mask is None or mask.dtype != torch.bool or mask.shape != (group.size,):
+            shape = None if mask is None else (tuple(mask.shape), mask.dtype)
+            raise ValueError(f"keep['{group.name}'] must be a boolean tensor of shape ({group.size},), got {shape}.")
+        for slot in group.slots:
+            if tensors[slot.tensor].shape[slot.axis] < slot.offset + group.size * slot.rows:
+                raise ValueError(
+                    f"group '{group.name}' has {group.size} units of {slot.rows} rows, but axis {slot.axis} of "
+                    f"'{slot.tensor}' has length {tensors[slot.tensor].shape[slot.axis]}; describe the present model."
+                )
+    for block in atoms.blocks:
+        left = sum(int(keep[name].sum()) for name in block.groups)
+        if left < block.minimum:
+            raise ValueError(
+                f"block '{block.name}' would keep {left} atoms, it needs at least {block.minimum}: it has no residual "
+                "connection to carry the signal; use archsmith.atoms.score.protect on the mask first."
+            )
+
+
+Selection = dict[int, Tensor]
+"""For one tensor: the rows to keep (indices, ascending) along each axis that is cut."""
+
+
+def _selections(
+    atoms: Atoms, keep: Mapping[str, Tensor], vanishing: Sequence[str], tensors: Mapping[str, Tensor]
+) -> dict[str, Selection]:
+    """Return what each tensor of the model keeps; tensors of vanishing modules are left out.
+
+    Several groups may share an axis (a concatenation), so their dead rows are collected before anything is cut.
+    """
+    masks: dict[tuple[str, int], Tensor] = {}
+    for group in atoms:
+        dead = torch.nonzero(~keep[group.name]).flatten()
+        if len(dead) == 0:
+            continue
+        for slot in group.slots:
+            if slot.tensor.startswith(tuple(f"{name}." for name in vanishing)):
+                continue
+            length = tensors[slot.tensor].shape[slot.axis]
+            mask = masks.setdefault((slot.tensor, slot.axis), torch.ones(length, dtype=torch.bool))
+            rows = dead[:, None] * slot.rows + torch.arange(slot.rows) + slot.offset
+            mask[rows.flatten()] = False
+    selections: dict[str, Selection] = {}
+    for (name, axis), mask in masks.items():
+        selections.setdefault(name, {})[axis] = torch.nonzero(mask).flatten()
+    return selections
+
+
+def _select(tensor: Tensor, selection: Selection) -> Tensor:
+    """Return the kept slices in canonical memory: channels-last stays channels-last, all else is contiguous."""
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    result = tensor.detach()
+    for axis, kept in selection.items():
+        result = result.index_select(axis, kept.to(tensor.device))
+    layout = torch.channels_last if channels_last and not tensor.is_contiguous() else torch.contiguous_format
+    return torch.empty_like(result, memory_format=layout).copy_(result)
+
+
+def _new_values(
+    atoms: Atoms,
+    keep: Mapping[str, Tensor],
+    selections: Mapping[str, Selection],
+    dead_blocks: Sequence[AtomBlock],
+    table: Mapping[str, Tensor],
+    absorb: bool,
+) -> dict[str, Tensor]:
+    """Return the new value of every tensor of ``table`` that changes; nothing is modified."""
+    new = absorb_constants(atoms, keep, table) if absorb else {}
+    for block in dead_blocks:
+        name = f"{block.norm}.running_mean"
+        if name in table:
+            new[f"{block.norm}.bias"] = collapsed_constant(block, table, new.get(name, table[name]))
+    for name, selection in selections.items():
+        if name in table:
+            new[name] = _select(table[name], selection)
+    return new
+
+
+def _replace_model_tensors(
+    model: nn.Module, new: Mapping[str, Tensor], selections: Mapping[str, Selection], undo: ExitStack
+) -> None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    done: set[int] = set()
+    for name, value in new.items():
+        owner_name, _, leaf = name.rpartition(".")
+        if name in parameters:
+            parameter = parameters[name]
+            if id(parameter) in done:  # a tied tensor is cut once
+                continue
+            done.add(id(parameter))
+            old, old_grad = parameter.data, parameter.grad
+            undo.callback(_set_parameter, parameter, old, old_grad)
+            grad = _select(old_grad, selections[name]) if old_grad is not None and name in selections else old_grad
+            _set_parameter(parameter, value, grad)
+        else:
+            owner = model.get_submodule(owner_name)
+            undo.callback(owner._buffers.__setitem__, leaf, owner._buffers[leaf])
+            owner._buffers[leaf] = value
+
+
+def _set_parameter(parameter: nn.Parameter, data: Tensor, grad: Tensor | None) -> None:
+    parameter.grad = None  # a gradient must never have another shape than its parameter
+    parameter.data = data
+    parameter.grad = grad
+
+
+def _sliced_state(
+    optimizer: torch.optim.Optimizer | None,
+    tensors: Mapping[str, Tensor],
+    selections: Mapping[str, Selection],
+    old_shapes: Mapping[str, torch.Size],
+) -> dict[tuple[int, str], tuple[dict[str, Any], Tensor]]:
+    """Return the new state tensors by (parameter id, key), with the state they belong to; scalars stay as they are."""
+    sliced: dict[tuple[int, str], tuple[dict[str, Any], Tensor]] = {}
+    for name, selection in selections.items():
+        if optimizer is None or (parameter := tensors[name]) not in optimizer.state:
+            continue
+        state = optimizer.state[parameter]
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                continue
+            if value.shape != old_shapes[name]:
+                raise ValueError(
+                    f"optimiser state '{key}' of '{name}' has shape {tuple(value.shape)}, its parameter "
+                    f"{tuple(old_shapes[name])}: factored states cannot be sliced; use SGD, Adam, AdamW or RMSprop."
+                )
+            sliced[id(parameter), key] = (state, _select(value, selection))
+    return sliced
+
+
+def _replace_state(
+    optimizer: torch.optim.Optimizer | None,
+    new: Mapping[tuple[int, str], tuple[dict[str, Any], Tensor]],
+    undo: ExitStack,
+) -> None:
+    for (_, key), (state, value) in new.items():
+        undo.callback(state.__setitem__, key, state[key])
+        state[key] = value
+
+
+def _restore_children_on_undo(module: nn.Module, undo: ExitStack) -> None:
+    before = dict(module._modules)
+
+    def restore() -> None:
+        module._modules.clear()
+        module._modules.update(before)
+
+    undo.callback(restore)
+
+
+def _delete_module(model: nn.Module, name: str, undo: ExitStack) -> None:
+    parent_name, _, leaf = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    _restore_children_on_undo(parent, undo)
+    del parent._modules[leaf]
+
+
+def _drop_parameters(optimizer: torch.optim.Optimizer | None, model: nn.Module, undo: ExitStack) -> None:
+    """Let parameters that are no longer in the model leave the optimiser; the order of the others stays."""
+    if optimizer is None:
+        return
+    living = {id(parameter) for parameter in model.parameters()}
+    for group in optimizer.param_groups:
+        before = group["params"]
+        after = [p for p in before if id(p) in living]
+        if len(after) == len(before):
+            continue
+        undo.callback(group.__setitem__, "params", before)
+        group["params"] = after
+        for parameter in before:
+            if id(parameter) not in living and parameter in optimizer.state:
+                undo.callback(optimizer.state.__setitem__, parameter, optimizer.state[parameter])
+                del optimizer.state[parameter]
+
+
+def _replace_table(
+    table: MutableMapping[str, Tensor], new: Mapping[str, Tensor], names: set[str], undo: ExitStack
+) -> None:
+    before = dict(table)
+
+    def restore() -> None:
+        table.clear()
+        table.update(before)
+
+    undo.callback(restore)
+    for name, value in new.items():
+        table[name] = value
+    for name in before:
+        if name not in names:
+            del table[name]
+
+
+def _refresh_attributes(model: nn.Module, undo: ExitStack) -> None:
+    """Make the integer attributes of torch's own layers agree with the shapes of their weights."""
+    for module in model.modules():
+        wanted: dict[str, int] = {}
+        if isinstance(module, nn.Conv2d):
+            depthwise = module.groups == module.in_channels and module.weight.shape[1] == 1
+            groups = module.weight.shape[0] if depthwise and module.groups > 1 else module.groups
+            wanted = {"groups": groups, "out_channels": module.weight.shape[0]}
+            wanted["in_channels"] = module.weight.shape[1] * groups
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.weight is not None:
+            wanted = {"num_features": module.weight.shape[0]}
+        elif isinstance(module, nn.Linear):
+            wanted = {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
+        for key, value in wanted.items():
+            if getattr(module, key) != value:
+                undo.callback(setattr, module, key, getattr(module, key))
+                setattr(module, key, value)
