@@ -42,8 +42,8 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         os.replace(part, path)
     except BaseException as error:
         _remove_quietly(part)
-        if isinstance(error, OSError) and error.filename == str(part):
-            error.filename, error.filename2 = str(path), None  # the temporary name means nothing to the reader
+        if isinstance(error, OSError) and error.errno is not None:  # it names the temporary file, or none at all
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
 

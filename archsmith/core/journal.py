@@ -60,8 +60,10 @@ class Journal:
             except BaseException:
                 os.ftruncate(handle, before)
                 raise
-        except BaseException:
+        except BaseException as error:
             self._clean = False
+            if isinstance(error, OSError):
+                error.filename = str(self.path)  # a failed write names no file
             raise
         finally:
             os.close(handle)
