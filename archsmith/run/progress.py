@@ -59,7 +59,7 @@ class Progress:
         self._started = clock()
         self._next = self._started
         self._fields: dict[str, Value] = {}
-        self._live = None if quiet or not self._console.is_terminal else _live_line(self._console)
+        self._live = None if quiet or not self._console.is_terminal else _live_line(self._console, total)
         self._task = self._live.add_task(title, total=total, completed=done, rest="") if self._live else None
 
     def update(self, done: int, **fields: Value) -> None:
@@ -97,8 +97,9 @@ class Progress:
     def _show(self) -> None:
         left = self.seconds_left
         parts = [f"{name.replace('_', ' ')} {format_value(value)}" for name, value in self._fields.items()]
-        parts.append("" if left is None else f"{format_seconds(left)} left")
-        rest = " | ".join(filter(None, parts))
+        if left is not None:
+            parts.insert(0, f"{format_seconds(left)} left")  # in front: a narrow terminal cuts the end
+        rest = " | ".join(parts)
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=self._done, rest=rest)
             self._live.refresh()
@@ -121,12 +122,12 @@ class Progress:
             self._live.stop()
 
 
-def _live_line(console: Console) -> rich_progress.Progress:
+def _live_line(console: Console, total: int) -> rich_progress.Progress:
     """Return rich's progress line without its refresh thread: we draw from the loop, at our own pace."""
     return rich_progress.Progress(
         rich_progress.TextColumn("{task.description}", markup=False),
-        rich_progress.BarColumn(bar_width=20),
-        rich_progress.MofNCompleteColumn(),
+        rich_progress.BarColumn(bar_width=20, table_column=Column(min_width=20)),
+        rich_progress.MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(total)) + 1)),
         rich_progress.TextColumn(
             "{task.fields[rest]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
         ),
@@ -164,13 +165,14 @@ def format_value(value: Value) -> str:
 
 
 def format_count(count: float) -> str:
-    """Return a count such as 950, 12.3k, 4.56M or 1.20G (powers of 1000, three digits)."""
-    for power, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= 0.9995 * power:
-            scaled = count / power
-            digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
-            return f"{scaled:.{digits}f}{suffix}"
-    return f"{count:g}"
+    """Return a count such as 9500, 12.3k, 4.56M or 1.20G: exact below 10,000, then powers of 1000 and three digits."""
+    if abs(count) < 10_000:
+        return f"{count:g}"
+    units = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+    power, suffix = next(unit for unit in units if abs(count) >= 0.9995 * unit[0])
+    scaled = count / power
+    digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
+    return f"{scaled:.{digits}f}{suffix}"
 
 
 def format_seconds(seconds: float) -> str:

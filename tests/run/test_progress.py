@@ -45,7 +45,7 @@ def test_plain_lines_come_at_most_every_two_seconds(clock: Clock) -> None:
             progress.update(step, loss=1 / step, macs_left=1_500_000)
     lines = shown(console).splitlines()
     assert [line.split(" | ")[0] for line in lines] == [f"search step {n}/100" for n in (1, 17, 33, 49, 65)]
-    assert lines[1] == "search step 17/100 | loss 0.05882 | macs left 1.50M | 10 s left"
+    assert lines[1] == "search step 17/100 | 10 s left | loss 0.05882 | macs left 1.50M"
 
 
 def test_the_end_of_an_epoch_is_always_shown_and_fields_stay(clock: Clock) -> None:
@@ -56,8 +56,8 @@ def test_the_end_of_an_epoch_is_always_shown_and_fields_stay(clock: Clock) -> No
         progress.milestone(2, phase="shrink")
     assert shown(console).splitlines() == [
         "train epoch 0/3 | phase warm-up",
-        "train epoch 1/3 | phase warm-up | accuracy 0.5 | 0 s left",
-        "train epoch 2/3 | phase shrink | accuracy 0.5 | 0 s left",
+        "train epoch 1/3 | 0 s left | phase warm-up | accuracy 0.5",
+        "train epoch 2/3 | 0 s left | phase shrink | accuracy 0.5",
     ]
 
 
@@ -77,8 +77,18 @@ def test_a_live_line_is_drawn_at_most_five_times_a_second(clock: Clock) -> None:
             progress.update(step, loss=Loss(), title="[red]x")
     assert 9 <= drawn <= 12  # twice for every tenth of the run, and at the end; not a thousand times
     text = shown(console)
-    assert "loss 0.25 | title [red]x | 0 s left" in text
+    assert "0 s left | loss 0.25 | title [red]x" in text
     assert "1000/1000" in text
+
+
+def test_on_a_narrow_terminal_the_numbers_are_cut_and_not_the_bar(clock: Clock) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=60, legacy_windows=False, _environ={})
+    with Progress("search", total=1000, console=console, clock=clock) as progress:
+        progress.update(1000, loss=0.5, a_long_name=1.0, another_long_name=2.0, atoms=3)
+    text = shown(console)
+    assert "1000/1000" in text
+    assert "0 s left" in text
+    assert "another long name" not in text
 
 
 def test_a_resumed_run_estimates_from_its_own_steps(clock: Clock) -> None:
@@ -142,15 +152,14 @@ def test_values(value: float | str, text: str) -> None:
     [
         (0, "0"),
         (999, "999"),
-        (1000, "1.00k"),
-        (9_994, "9.99k"),
-        (9_996, "10.0k"),
+        (9_999, "9999"),
+        (10_000, "10.0k"),
         (99_960, "100k"),
         (999_400, "999k"),
         (999_600, "1.00M"),
         (4_560_000, "4.56M"),
         (1.2e12, "1200G"),
-        (-5000, "-5.00k"),
+        (-50_000, "-50.0k"),
     ],
 )
 def test_counts_have_three_digits(count: float, text: str) -> None:
