@@ -111,7 +111,8 @@ def cutout(inputs_BCHW: Tensor, side: int, generator: torch.Generator) -> Tensor
     rows = torch.arange(height, device=generator.device) - (centre_row - side // 2)
     columns = torch.arange(width, device=generator.device) - (centre_column - side // 2)
     hit_BHW = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
-    return inputs_BCHW.masked_fill(hit_BHW[:, None].to(inputs_BCHW.device), 0.0)
+    # torch.where, because masked_fill forgets the memory format when the mask is broadcast.
+    return torch.where(hit_BHW[:, None].to(inputs_BCHW.device), 0.0, inputs_BCHW)
 
 
 def mixup(

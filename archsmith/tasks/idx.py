@@ -42,7 +42,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             if len(sizes) < 4 * head[3]:
                 raise UserError(f"data file {path}", Shown("a header that ends early"), allowed="a complete idx file")
             shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4))
-            body = stream.read(prod(shape) + 1)
+            body = _read(stream, prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"data file {path}", Shown(f"{error}"), allowed="a readable idx file, plain or gzipped"
@@ -56,6 +56,15 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             hint="fetch the file again.",
         )
     return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def _read(stream: IO[bytes], size: int) -> bytes:
+    """Return up to ``size`` bytes; memory grows with what is there, not with what a header claims."""
+    pieces: list[bytes] = []
+    while size and (piece := stream.read(min(size, 1 << 20))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 def idx_files(folder: Path) -> dict[tuple[str, str], Path]:

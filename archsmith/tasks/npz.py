@@ -33,10 +33,11 @@ def read_npz(path: Path) -> RawImages:
         UserError: Not an npz, damaged, an array is missing, or one holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(f"data file {path}", Shown("a single array"), allowed="an .npz archive of named arrays")
-            return _parts(path, archive.files, lambda key: archive[key])
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"data file {path}", Shown("a single array"), allowed="an .npz archive of named arrays")
+        with archive:
+            return _parts(path, archive.files, archive.__getitem__)
     except UserError:
         raise
     except _DAMAGE as error:

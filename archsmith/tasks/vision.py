@@ -197,7 +197,7 @@ class ImageClassification(Task):
 
     def split_indices(self, split: str) -> Indices:
         """Return a copy of the index array of a split, ascending, into the arrays that the task was made of."""
-        return np.array(self._of(split))
+        return self._of(split).numpy().copy()
 
     def _of(self, split: str) -> Tensor:
         if split not in self._indices:
