@@ -1,0 +1,53 @@
+"""Small trained-looking networks and their export, shared by the tests of export and verify."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from archsmith.layers.mobile import MobileNet
+from archsmith.run.export import export_network
+
+NORMALISATION = {"mean": [0.5], "std": [0.25]}
+CLASSES = tuple(str(digit) for digit in range(10))
+
+
+def mixed_network(seed: int = 0) -> MobileNet:
+    """Every kind of block: without expansion, three kernels, dead, with residual; squeeze-and-excitation and swish."""
+    blocks = (
+        (8, 1, ((3, 8),), False),
+        (12, 2, ((3, 6), (5, 4), (7, 2)), True),
+        (12, 1, (), True),
+        (12, 1, ((5, 3),), True),
+    )
+    return _worn(MobileNet(1, 10, 8, 1, blocks, 16, squeeze_ratio=0.5, activation="swish"), seed)
+
+
+def plain_network(seed: int = 0) -> MobileNet:
+    """The plain variant: ReLU, no squeeze-and-excitation."""
+    return _worn(MobileNet(1, 10, 4, 2, ((4, 1, ((3, 4), (5, 2)), True),), 8), seed)
+
+
+def examples(count: int = 6) -> Tensor:
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(7))
+
+
+def export(network: MobileNet, folder: Path, inputs: Tensor | None = None) -> dict[str, str]:
+    return export_network(
+        network,
+        folder,
+        family="mobile",
+        input_shape=(1, 8, 8),
+        normalisation=NORMALISATION,
+        class_names=CLASSES,
+        examples=examples() if inputs is None else inputs,
+    )
+
+
+def _worn(network: MobileNet, seed: int) -> MobileNet:
+    """Give weights and statistics values that no initialisation gives."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in [*network.parameters(), *network.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data += 0.2 * torch.rand(tensor.shape, generator=generator)
+    return network
