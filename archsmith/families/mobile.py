@@ -9,7 +9,7 @@ Source: AtomNAS, arXiv 1912.09640.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ FAMILIES = (
         "name": "mobile",
         "title": "Mixed-kernel inverted residual networks (AtomNAS, MobileNetV2, ProxylessNAS cells)",
         "task": "images",
-        "file": "mobile.py",
     },
 )
 
@@ -36,7 +35,7 @@ SMALLEST_MAP = 4
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """One block of the supernet: output channels, stride, ``(kernel, atoms)`` pairs, expansion, whether it is searched."""
+    """One block of the supernet: output channels, stride, ``(kernel, atoms)`` pairs, expansion, searched or not."""
 
     out_channels: int
     stride: int
@@ -143,6 +142,14 @@ class MobileFamily:
     def architecture_of(self, network: MobileNet) -> Architecture:
         """Return the point of the space that ``network`` is, read from its weights."""
         return self._architecture({i: dict(block.atoms()) for i, block in enumerate(network.inverted_residuals())})
+
+    def kept(self, atoms: Atoms, keep: Mapping[str, torch.Tensor]) -> Architecture:
+        """Return the architecture that is left of a network with these ``atoms`` when only ``keep`` stays."""
+        counts: dict[int, dict[int, int]] = {}
+        for group in atoms:
+            _, index, _, key = group.name.split(".")
+            counts.setdefault(int(index), {})[int(key.removeprefix("k"))] = int(keep[group.name].sum())
+        return self._architecture(counts)
 
     def atoms(self, network: MobileNet) -> Atoms:
         """Return the removable units of ``network`` with their exact costs for this image size.
@@ -365,11 +372,6 @@ def collapse_(block: nn.Module) -> None:
     shift.train(block.training)
     block.norm = shift
     block.squeeze = None
-
-
-def narrowed(family: MobileFamily, **changes: Any) -> MobileFamily:
-    """Return ``family`` with some attributes replaced."""
-    return replace(family, **changes)
 
 
 def _halved(side: tuple[int, ...], stride: int) -> tuple[int, ...]:

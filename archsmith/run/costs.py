@@ -1,0 +1,142 @@
+"""What candidates of one run cost, and whether they are within its budget.
+
+MACs, parameters and memory are exact. Latency is measured on the candidate itself, built and timed alone; each
+measurement goes to the journal and is read from there when the run is resumed, so that every decision that rests on it
+repeats bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from archsmith.atoms.groups import Atoms
+from archsmith.atoms.score import cost_of
+from archsmith.core.errors import UserError
+from archsmith.core.protocols import Logger
+from archsmith.cost import count, measure_latency, peak_activation_bytes, weight_bytes
+from archsmith.space import Architecture, Budget
+
+LATENCY_MARGIN = 0.95
+"""Part of a latency limit that the search aims at; the rest is for the spread of the measurement."""
+
+COSTS = ("macs", "params", "memory", "latency")
+
+
+class AtomFamily(Protocol):
+    """A family whose networks are cut atom by atom."""
+
+    image: tuple[int, int, int]
+
+    def largest(self) -> Architecture:
+        """Return the architecture with every atom."""
+
+    def smallest(self) -> Architecture:
+        """Return the cheapest valid architecture."""
+
+    def build(self, architecture: Mapping[str, Any], *, seed: int | None = None) -> nn.Module:
+        """Return its network."""
+
+    def atoms(self, network: Any) -> Atoms:
+        """Return the removable units of a network."""
+
+    def kept(self, atoms: Atoms, keep: Mapping[str, Tensor]) -> Architecture:
+        """Return the architecture that is left of a network when only ``keep`` stays."""
+
+
+class CostModel:
+    """Costs of a family's networks and the budget over them.
+
+    Args:
+        family: The family; its largest network is the reference of relative limits ("0.4x").
+        budget: Budget as the user wrote it, or None.
+        journal: Where latency measurements are recorded and found again.
+
+    Attributes:
+        largest: Costs of the largest network by name: "macs", "params", "memory" (weights and peak activations in
+            bytes, batch 1, float32), and "latency" (ms, torch, one thread, batch 1) when the budget names it.
+        smallest: The same of the smallest.
+        limits: Absolute limits by cost name; empty without a budget.
+        base: MACs and parameters of the largest network outside its atoms.
+        additive: Whether every limit is on MACs or parameters, which need no network to be built.
+
+    Raises:
+        UserError: A cost that cannot be limited here, a limit that the largest network keeps anyway, or one that the
+            smallest does not reach.
+    """
+
+    def __init__(self, family: AtomFamily, budget: Budget | None, journal: Logger) -> None:
+        self.family = family
+        self._journal = journal
+        names = [limit.cost for limit in budget.limits] if budget else []
+        if foreign := [name for name in names if name not in COSTS]:
+            raise UserError("budget", str(budget), allowed=f"limits on {', '.join(COSTS)}", hint=f"Drop {foreign[0]}.")
+        self._latency = "latency" in names
+        self.largest = self.of(family.largest())
+        self.smallest = self.of(family.smallest())
+        network = family.build(family.largest())
+        atoms = family.atoms(network)
+        self.base = {name: self.largest[name] - atoms.cost(name) for name in ("macs", "params")}
+        self.limits: dict[str, float] = {}
+        self.budget_text = ""
+        if budget is not None:
+            resolved = budget.resolve(self.largest)
+            resolved.check_feasible(smallest=self.smallest, largest=self.largest)
+            self.limits = {limit.cost: limit.value for limit in resolved.limits}
+            self.budget_text = str(budget)
+        self.additive = bool(self.limits) and set(self.limits) <= {"macs", "params"}
+
+    @property
+    def target_fraction(self) -> float:
+        """The tightest limit relative to the largest network; what a search plans its way down by."""
+        return min((limit / self.largest[name] for name, limit in self.limits.items()), default=1.0)
+
+    def of(self, architecture: Architecture) -> dict[str, Any]:
+        """Return the costs of an architecture by name (see ``largest``)."""
+        with torch.device("meta"):
+            network = self.family.build(architecture)
+        costs = exact_costs(network, self.family.image)
+        if self._latency:
+            costs["latency"] = self._measured(architecture)
+        return costs
+
+    def fits(self, atoms: Atoms, family: AtomFamily, keep: Mapping[str, Tensor]) -> bool:
+        """Return whether the network that ``keep`` leaves of ``atoms`` is within every limit."""
+        for name, limit in self.limits.items():
+            if name in ("macs", "params") and self._additive_cost(atoms, keep, name) > limit:
+                return False
+        if self.additive or not self.limits:
+            return True
+        costs = self.of(family.kept(atoms, keep))
+        margin = {"latency": LATENCY_MARGIN}
+        return all(costs[name] <= limit * margin.get(name, 1.0) for name, limit in self.limits.items())
+
+    def _additive_cost(self, atoms: Atoms, keep: Mapping[str, Tensor], name: str) -> int:
+        dead = sum(
+            block.cost.get(name, 0)
+            for block in atoms.blocks
+            if not any(bool(keep[group].any()) for group in block.groups)
+        )
+        return int(self.base[name] + cost_of(atoms, keep, name) - dead)
+
+    def _measured(self, architecture: Architecture) -> float:
+        """Return the median latency in ms, measured once for each architecture in the life of the run."""
+        for event in self._journal.events("latency_measured"):
+            if event["digest"] == architecture.digest:
+                return float(event["median_ms"])
+        network = self.family.build(architecture).eval()
+        latency = measure_latency(network, torch.zeros(1, *self.family.image))
+        self._journal.record("latency_measured", digest=architecture.digest, median_ms=latency.median_ms)
+        return latency.median_ms
+
+
+def exact_costs(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Any]:
+    """Return "macs", "params" and "memory" (weights and peak activations in bytes) of a network for one image."""
+    device = next(network.parameters()).device
+    example = torch.zeros(1, *image, device=device)
+    counts = count(network, example)
+    memory = peak_activation_bytes(network, example) + weight_bytes(network)
+    return {"macs": counts.macs, "params": counts.params, "memory": memory}

@@ -1,0 +1,271 @@
+"""Driving a search: epochs, journal, checkpoints, stops, and the finished result at the end.
+
+``drive`` knows no method. A method is a ``Searcher``: it advances by an epoch, can say its whole state, and can deliver
+a finished network at any time.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from archsmith.core.errors import ArchsmithError
+from archsmith.cost import measure_latency
+from archsmith.run.checkpoints import Checkpoint, CheckpointStore, check_disk_space
+from archsmith.run.costs import CostModel, exact_costs
+from archsmith.run.directory import Run
+from archsmith.run.export import export_network
+from archsmith.run.onnx_file import missing_onnx_packages
+from archsmith.run.progress import Progress
+from archsmith.run.scalars import Scalars
+from archsmith.run.stop import StopRequest
+from archsmith.space import Architecture
+from archsmith.tasks.base import Task
+from archsmith.train.loop import Diverged, Position
+
+CHECK_IMAGES = 16
+"""Real images stored with their logits in ``check.safetensors``."""
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A network as a method would hand it over now.
+
+    Attributes:
+        network: Trained, in evaluation mode, within the budget; a copy that training does not touch.
+        architecture: Its point of the space.
+    """
+
+    network: nn.Module
+    architecture: Architecture
+
+
+class Monitor(Protocol):
+    """What a method tells while it trains, and whom it asks whether to stop."""
+
+    def step(self, total: int, **figures: float) -> None:
+        """Tell that ``total`` steps are done, with present figures."""
+
+    def should_stop(self) -> bool:
+        """Return True when the method should return after this step."""
+
+
+class Searcher(Protocol):
+    """The contract of a method of kind "search"."""
+
+    position: Position
+    steps: int
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+
+    def advance(self, monitor: Monitor) -> dict[str, Any] | None:
+        """Go on to the end of an epoch and return its figures, or None when the monitor asked to stop before."""
+
+    def deliver(self) -> Delivered:
+        """Return the network as it would be delivered now; the search itself is not changed."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and JSON values that ``load`` continues from, bit for bit."""
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+
+
+@dataclass
+class _RunMonitor:
+    """Passes steps to the progress line and the wish to stop to the method."""
+
+    progress: Progress
+    stop: StopRequest
+    fields: dict[str, float] = field(default_factory=dict)
+
+    def step(self, total: int, **figures: float) -> None:
+        self.progress.update(total, **figures, **self.fields)
+
+    def should_stop(self) -> bool:
+        return self.stop.reason is not None
+
+
+def drive(
+    run: Run,
+    searcher: Searcher,
+    task: Task,
+    costs: CostModel,
+    *,
+    stop: StopRequest,
+    quiet: bool = False,
+    checkpoint_seconds: float = 2.0,
+) -> dict[str, Any]:
+    """Run a search to its end, or to the point where it is asked to stop, and write the finished result.
+
+    Args:
+        run: The open run; continued from its newest sound checkpoint.
+        searcher: The method, freshly made.
+        task: What is learned.
+        costs: Costs and budget.
+        stop: Asked after every step.
+        quiet: No progress line.
+        checkpoint_seconds: Shortest time between two checkpoints at epoch ends. The last epoch, a stop and a new best
+            epoch within the budget are always saved. Timing has no influence on the result.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        Diverged: The loss became NaN or infinite. The run keeps its last good checkpoint.
+        UserError: The disk is full, or every checkpoint is damaged.
+    """
+    store = CheckpointStore(run.path / "checkpoints", run)
+    loaded = store.load_latest()
+    if loaded is None:
+        tensors, _ = searcher.state()
+        check_disk_space(run.path, 5 * sum(tensor.nbytes for tensor in tensors.values()))
+    else:
+        searcher.load(loaded.tensors, loaded.state["searcher"])
+        run.record("resumed", epoch=searcher.position.epoch, step=searcher.position.step, notes=loaded.notes)
+    best = -1.0 if loaded is None else float(loaded.state["best"])
+    seconds_before = 0.0 if loaded is None else float(loaded.state["seconds"])
+    total = searcher.epochs * searcher.steps
+
+    def save(best_now: bool = False) -> None:
+        tensors, state = searcher.state()
+        name = f"epoch-{searcher.position.epoch:04d}-step-{searcher.position.step:05d}"
+        state = {"searcher": state, "best": best, "seconds": seconds_before + stop.seconds}
+        store.save(name, tensors, state, best=best_now)
+
+    with (
+        Progress(
+            str(run.config.get("method", "search")), total=total, done=searcher.position.total, quiet=quiet
+        ) as progress,
+        Scalars(run.path / "tensorboard", purge_step=searcher.position.total if loaded else None) as scalars,
+    ):
+        _say_notes(progress, loaded)
+        monitor = _RunMonitor(progress, stop)
+        saved = time.monotonic()
+        while not searcher.done and stop.reason is None:
+            try:
+                figures = searcher.advance(monitor)
+            except Diverged as error:
+                raise _diverged(run, error) from error
+            if figures is None:
+                break
+            run.record("epoch", **figures)
+            shown = {"valid_accuracy": figures["valid_accuracy"], "macs": figures["macs"]}
+            if costs.limits.get("macs"):
+                monitor.fields["macs_left"] = figures["macs"] / costs.largest["macs"]
+            progress.milestone(
+                searcher.position.total,
+                loss=figures["loss"],
+                **shown,
+                **({"atoms": figures["atoms"]} if "atoms" in figures else {}),
+            )
+            scalars.add(searcher.position.total, _numbers(figures))
+            better = bool(figures.get("within_budget", True)) and figures["valid_accuracy"] > best
+            best = max(best, figures["valid_accuracy"]) if better else best
+            if better or searcher.done or time.monotonic() - saved > checkpoint_seconds:
+                save(best_now=better)
+                saved = time.monotonic()
+        if not searcher.done:
+            save()
+            progress.note(f"Stopping because of {stop.reason}: writing the best finished result so far.")
+        else:
+            progress.note("Writing and checking the finished result.")
+    result = finish(run, searcher.deliver(), task, costs, seconds=seconds_before + stop.seconds)
+    if searcher.done:
+        run.finish(result)
+    else:
+        run.stopped(result)
+    stored = run.result()
+    assert stored is not None
+    return stored
+
+
+def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seconds: float) -> dict[str, Any]:
+    """Evaluate, count, measure, export and check a delivered network; return the result record.
+
+    The accuracies are those of the very network that is exported: float32, default memory format.
+    """
+    network = copy.deepcopy(delivered.network).to(memory_format=torch.contiguous_format).eval()
+    valid = task.evaluate(network.forward, "valid")
+    metrics = {"valid_accuracy": valid["accuracy"], "valid_loss": valid["loss"]}
+    split = "valid"
+    if "test" in task.splits:
+        split = "test"
+        run.count_test_read("final evaluation")
+        test = task.evaluate(network.forward, "test")
+        metrics.update({"test_accuracy": test["accuracy"], "test_loss": test["loss"]})
+    exact = exact_costs(network, task.input_shape)
+    latency = measure_latency(network, torch.zeros(1, *task.input_shape))
+    label = "final"
+    files = export_network(
+        network,
+        run.path / "networks" / label,
+        family=run.config["family"]["name"],
+        input_shape=task.input_shape,
+        normalisation=task.normalisation,
+        class_names=task.class_names,
+        examples=task.examples(min(CHECK_IMAGES, task.size(split)), split),
+        space=getattr(costs.family, "space", None) and costs.family.space.to_json(),
+        decisions=dict(delivered.architecture),
+        digest=delivered.architecture.digest,
+    )
+    notes = []
+    if missing := missing_onnx_packages():
+        notes.append(f"ONNX was not written: {', '.join(missing)} not installed (pip install 'archsmith[onnx]').")
+    return {
+        "method": run.config["method"],
+        "task": task.name,
+        "family": run.config["family"]["name"],
+        "seed": run.config["seed"],
+        "budget": costs.budget_text or None,
+        "limits": costs.limits,
+        "reference": costs.largest,
+        "seconds": round(seconds, 1),
+        "notes": notes,
+        "outcomes": [
+            {
+                "label": label,
+                "folder": f"networks/{label}",
+                "files": files,
+                "metrics": metrics,
+                "costs": {
+                    "macs": exact["macs"],
+                    "params": exact["params"],
+                    "memory_bytes": exact["memory"],
+                    "latency": latency.to_dict(),
+                },
+            }
+        ],
+    }
+
+
+def _say_notes(progress: Progress, loaded: Checkpoint | None) -> None:
+    for note in loaded.notes if loaded else []:
+        progress.note(note)
+
+
+def _diverged(run: Run, error: Diverged) -> ArchsmithError:
+    run.record("diverged", epoch=error.epoch, step=error.step)
+    saved = run.events("checkpoint")
+    kept = f"The last good checkpoint is {saved[-1]['file']}." if saved else "No checkpoint had been saved yet."
+    return ArchsmithError(f"{run.path}: {error} {kept}")
+
+
+def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        f"search/{name}": float(value)
+        for name, value in figures.items()
+        if isinstance(value, int | float) and name != "epoch"
+    }
