@@ -74,9 +74,13 @@ class ImageClassification(Task):
         self._channels_last = channels_last
         self._images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if channels_last else images)
         unit = 255.0 if images.dtype == np.uint8 else 1.0
-        shape = (channels,) if channels_last else (channels, 1, 1)
-        self._scale = torch.from_numpy(1.0 / (unit * std)).float().reshape(shape)
-        self._shift = torch.from_numpy(-mean / std).float().reshape(shape)
+        self._black = torch.from_numpy(-mean / std).float()
+        # One factor and one offset per value, in storage order: broadcasting over three channels would run scalar code.
+        values = (height * width, channels) if channels_last else (channels, height * width)
+        per_channel = (1, channels) if channels_last else (channels, 1)
+        scale = torch.from_numpy(1.0 / (unit * std)).float().reshape(per_channel)
+        self._scale = scale.expand(values).flatten()
+        self._shift = self._black.reshape(per_channel).expand(values).flatten()
 
     @classmethod
     def from_arrays(
@@ -182,7 +186,7 @@ class ImageClassification(Task):
             batch,
             augment=self.augment,
             num_classes=self.num_classes,
-            fill=self._shift.flatten(),
+            fill=self._black,
             generator=generator,
         )
 
@@ -212,7 +216,7 @@ class ImageClassification(Task):
     def _inputs(self, chosen: Tensor) -> Tensor:
         """Return the normalised images ``chosen``, float32 ``(B, C, H, W)``."""
         picked = self._images.index_select(0, chosen).to(torch.float32)
-        picked.mul_(self._scale).add_(self._shift)
+        picked.view(len(picked), -1).mul_(self._scale).add_(self._shift)
         return picked.permute(0, 3, 1, 2) if self._channels_last else picked
 
 
