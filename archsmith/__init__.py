@@ -10,9 +10,16 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_LAZY: dict[str, str] = {}
+_LAZY = {
+    **dict.fromkeys(("Outcome", "resume", "search", "verify"), "archsmith.api"),
+    **dict.fromkeys(
+        ("Architecture", "Budget", "Objective", "ProductSpace", "Result", "Space", "Trial"), "archsmith.space"
+    ),
+    **dict.fromkeys(("Task", "open_task"), "archsmith.tasks"),
+    **dict.fromkeys(("ArchsmithError", "MissingExtra", "UserError"), "archsmith.core.errors"),
+}
 
-__all__ = ["__version__"]
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,9 @@ from archsmith.methods import load_method
 from archsmith.run.costs import CostModel
 from archsmith.run.directory import Run
 from archsmith.run.drive import drive
+from archsmith.run.report import Report
 from archsmith.run.stop import StopRequest
+from archsmith.run.verify import verify_run
 from archsmith.space import Budget
 from archsmith.tasks import Task, open_task
 
@@ -108,7 +110,8 @@ def search(
         RunConfig,
         {
             "method": system["slug"],
-            "task": {**section, "digest": opened.digest},
+            "task": section,
+            "task_digest": opened.digest,
             "family": {"name": family, **(family_options or {})},
             "budget": str(Budget.parse(budget)) if budget else None,
             "seed": seed,
@@ -138,7 +141,7 @@ def resume(
     with Run.open(run) as opened:
         config = validated(RunConfig, opened.config, field="config")
     opened_task = task or task_of(config)
-    if opened_task.digest != config.task["digest"]:
+    if opened_task.digest != config.task_digest:
         raise UserError(
             "task.data",
             opened_task.digest,
@@ -162,15 +165,14 @@ def task_of(config: RunConfig) -> Task:
     Raises:
         UserError: The run was started with a task object; data is missing or wrong.
     """
-    options = {key: value for key, value in config.task.items() if key not in ("name", "data", "digest")}
-    if options.pop("own", False):
+    if config.task.get("own"):
         raise UserError(
             "task",
             config.task["name"],
             allowed="a task that archsmith can open by name",
             hint="The run was started from Python with a task of its own: run that script again with the same out=.",
         )
-    return open_task(config.task["name"], data=config.task["data"], **options)
+    return open_task(**config.task)
 
 
 def _run(
@@ -232,3 +234,23 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def verify(run: str | Path, *, trust: bool = False) -> Report:
+    """Check everything that a finished or stopped run says about its networks; see ``archsmith.run.verify``.
+
+    The read of the test split is recorded in the run's journal.
+
+    Args:
+        run: Folder of the run.
+        trust: Execute a ``model.py`` that is not the one archsmith writes.
+
+    Raises:
+        UserError: No run at ``run``, or one without a result.
+    """
+
+    def journal_the_read() -> None:
+        with suppress(UserError), Run.open(run) as opened:  # a run received without its journal has none to note it in
+            opened.count_test_read("verify")
+
+    return verify_run(run, trust=trust, on_test_read=journal_the_read)

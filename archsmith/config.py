@@ -31,7 +31,8 @@ class RunConfig(BaseModel):
 
     Attributes:
         method: Slug of the method.
-        task: "name", "data" (path or None), "digest" (of data and split) and the task's options.
+        task: "name", "data" (path or None) and the task's options; ``open_task(**task)`` opens it.
+        task_digest: Digest of its data and split.
         family: "name" and the family's options.
         budget: Limits as written by the user, or None.
         seed: Seed of every random stream.
@@ -43,6 +44,7 @@ class RunConfig(BaseModel):
 
     method: str
     task: dict[str, Any]
+    task_digest: str
     family: dict[str, Any]
     budget: str | None = None
     seed: int = Field(0, ge=0)

@@ -198,13 +198,23 @@ def _selections(
 
 
 def _select(tensor: Tensor, selection: Selection) -> Tensor:
-    """Return the kept slices in canonical memory: channels-last stays channels-last, all else is contiguous."""
-    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    """Return the kept slices with the strides that a new tensor of that shape and memory format would have.
+
+    Strides decide which kernel runs, so a network that was cut must not differ from one that was built or loaded.
+    """
     result = tensor.detach()
     for axis, kept in selection.items():
         result = result.index_select(axis, kept.to(tensor.device))
-    layout = torch.channels_last if channels_last and not tensor.is_contiguous() else torch.contiguous_format
+    layout = torch.channels_last if _is_channels_last(tensor) else torch.contiguous_format
     return torch.empty_like(result, memory_format=layout).copy_(result)
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    """Whether the strides are those of channels-last, also where axes of length one make both formats hold."""
+    if tensor.dim() != 4:
+        return False
+    _, channels, height, width = tensor.shape
+    return tensor.stride() == (channels * height * width, 1, width * channels, channels)
 
 
 def _new_values(

@@ -298,7 +298,7 @@ def published_family(name: str, *, image: tuple[int, int, int], num_classes: int
         BlockPlan(out, stride, tuple(zip(kernels, atoms, strict=True)), expand, expand)
         for (out, _, kernels, atoms, expand), stride in zip(table["blocks"], strides, strict=True)
     )
-    plus_settings = {"squeeze_ratio": 0.5, "activation": "swish", "dropout": 0.28} if plus else {}
+    plus_settings: dict[str, Any] = {"squeeze_ratio": 0.5, "activation": "swish", "dropout": 0.28} if plus else {}
     return MobileFamily(
         image=image,
         num_classes=num_classes,
@@ -332,7 +332,7 @@ def fit_strides(strides: list[int], image: tuple[int, int, int]) -> tuple[int, l
         )
     fitted = list(strides)
     for position, stride in enumerate(strides):
-        side = image[1:]
+        side: tuple[int, ...] = image[1:]
         for kept in fitted:
             side = _halved(side, kept)
         if min(side) >= SMALLEST_MAP:

@@ -23,7 +23,8 @@ def method_table() -> list[dict[str, Any]]:
 
     Returns:
         The fields of ``SYSTEM`` (slug, title, year, arxiv, kind, aliases) and ``file``, ``tests`` and ``docs``,
-        relative to the repository. Methods of other packages (entry points ``archsmith.methods``) have ``file`` = their module.
+        relative to the repository. Methods of other packages (entry points ``archsmith.methods``) have their module as
+        ``file``.
     """
     rows = []
     for path in sorted(Path(__file__).parent.glob("*.py")):

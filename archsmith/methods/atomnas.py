@@ -35,6 +35,7 @@ from archsmith.run.drive import Delivered, Monitor
 from archsmith.space import Architecture
 from archsmith.tasks.base import Task
 from archsmith.train.average import MovingAverage, recalibrate, rescaled_decay
+from archsmith.train.layout import use_memory_format_
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
 from archsmith.train.optim import RMSprop, decay_groups
 from archsmith.train.schedules import annealed, penalty_ramp, staircase
@@ -126,6 +127,14 @@ def preset_settings(image: tuple[int, int, int]) -> dict[str, Any]:
     return PRESETS["tiny" if size < 24 else "small" if size < 96 else "paper"]
 
 
+def _make_optimizer(
+    name: Literal["rmsprop", "sgd", "adamw"], groups: list[dict[str, Any]], lr: float
+) -> torch.optim.Optimizer:
+    if name == "rmsprop":
+        return RMSprop(groups, lr)
+    return torch.optim.SGD(groups, lr, momentum=0.9) if name == "sgd" else torch.optim.AdamW(groups, lr)
+
+
 class Searcher:
     """One AtomNAS run: trains, shrinks and ends as the delivered network.
 
@@ -171,14 +180,11 @@ class Searcher:
     def _adopt(self, network: MobileNet) -> None:
         """Make ``network`` the one that is trained, with a fresh optimiser and average."""
         s = self.settings
-        self.network = network.to(memory_format=self.format)
+        use_memory_format_(network, self.format)
+        self.network = network
         self.average = MovingAverage(network, rescaled_decay(s.ema_decay, s.batch_size, s.ema_reference_batch))
         groups = decay_groups(network, s.weight_decay)
-        self.optimizer: torch.optim.Optimizer = {
-            "rmsprop": lambda: RMSprop(groups, s.lr),
-            "sgd": lambda: torch.optim.SGD(groups, s.lr, momentum=0.9),
-            "adamw": lambda: torch.optim.AdamW(groups, s.lr),
-        }[s.optimizer]()
+        self.optimizer = _make_optimizer(s.optimizer, groups, s.lr)
         self.atoms = self.family.atoms(network)
         self.penalty = ScalePenalty(self.penalty_weights, self._scales())
 
@@ -288,7 +294,7 @@ class Searcher:
             "macs_fraction": macs / self.costs.largest["macs"],
             "atoms": len(self.atoms),
             "rho": rho,
-            "within_budget": self.costs.fits(self.atoms, self.family, self._everything()),
+            "within_budget": self.costs.fits(self.atoms, self._everything()),
             "cut": None if cut is None else {"removed": sum(cut.removed.values()), "dead_blocks": cut.dead_blocks},
             "kernels": {group.name: group.size for group in self.atoms},
         }
@@ -311,7 +317,7 @@ class Searcher:
         return protect(self.atoms, keep, averages, divisor=self.settings.divisor)
 
     def _within_budget(self, keep: Keep) -> bool:
-        return bool(self.costs.limits) and self.costs.fits(self.atoms, self.family, keep)
+        return bool(self.costs.limits) and self.costs.fits(self.atoms, keep)
 
     def _steer(self) -> None:
         """Move the pressure so that the living MACs follow a geometric path to the budget; let go when it is met."""

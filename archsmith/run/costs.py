@@ -18,7 +18,7 @@ from archsmith.atoms.score import cost_of
 from archsmith.core.errors import UserError
 from archsmith.core.protocols import Logger
 from archsmith.cost import count, measure_latency, peak_activation_bytes, weight_bytes
-from archsmith.space import Architecture, Budget
+from archsmith.space import Architecture, Budget, ProductSpace
 
 LATENCY_MARGIN = 0.95
 """Part of a latency limit that the search aims at; the rest is for the spread of the measurement."""
@@ -29,7 +29,13 @@ COSTS = ("macs", "params", "memory", "latency")
 class AtomFamily(Protocol):
     """A family whose networks are cut atom by atom."""
 
-    image: tuple[int, int, int]
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
+
+    @property
+    def space(self) -> ProductSpace:
+        """The space whose points it builds."""
 
     def largest(self) -> Architecture:
         """Return the architecture with every atom."""
@@ -103,14 +109,14 @@ class CostModel:
             costs["latency"] = self._measured(architecture)
         return costs
 
-    def fits(self, atoms: Atoms, family: AtomFamily, keep: Mapping[str, Tensor]) -> bool:
+    def fits(self, atoms: Atoms, keep: Mapping[str, Tensor]) -> bool:
         """Return whether the network that ``keep`` leaves of ``atoms`` is within every limit."""
         for name, limit in self.limits.items():
             if name in ("macs", "params") and self._additive_cost(atoms, keep, name) > limit:
                 return False
         if self.additive or not self.limits:
             return True
-        costs = self.of(family.kept(atoms, keep))
+        costs = self.of(self.family.kept(atoms, keep))
         margin = {"latency": LATENCY_MARGIN}
         return all(costs[name] <= limit * margin.get(name, 1.0) for name, limit in self.limits.items())
 

@@ -27,6 +27,7 @@ from archsmith.run.scalars import Scalars
 from archsmith.run.stop import StopRequest
 from archsmith.space import Architecture
 from archsmith.tasks.base import Task
+from archsmith.train.layout import use_memory_format_
 from archsmith.train.loop import Diverged, Position
 
 CHECK_IMAGES = 16
@@ -197,7 +198,8 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
 
     The accuracies are those of the very network that is exported: float32, default memory format.
     """
-    network = copy.deepcopy(delivered.network).to(memory_format=torch.contiguous_format).eval()
+    network = copy.deepcopy(delivered.network).eval()
+    use_memory_format_(network, torch.contiguous_format)
     valid = task.evaluate(network.forward, "valid")
     metrics = {"valid_accuracy": valid["accuracy"], "valid_loss": valid["loss"]}
     split = "valid"
@@ -217,7 +219,7 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
         normalisation=task.normalisation,
         class_names=task.class_names,
         examples=task.examples(min(CHECK_IMAGES, task.size(split)), split),
-        space=getattr(costs.family, "space", None) and costs.family.space.to_json(),
+        space=costs.family.space.to_json(),
         decisions=dict(delivered.architecture),
         digest=delivered.architecture.digest,
     )
@@ -227,6 +229,7 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
     return {
         "method": run.config["method"],
         "task": task.name,
+        "task_digest": task.digest,
         "family": run.config["family"]["name"],
         "seed": run.config["seed"],
         "budget": costs.budget_text or None,

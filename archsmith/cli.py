@@ -1,0 +1,251 @@
+"""The command line: ``archsmith search``, ``resume``, ``verify``, ``profile``, and the tables of what there is.
+
+A thin layer over ``archsmith.api``. Rooms that import torch are imported inside the commands, so that ``--help`` and
+the tables answer at once. Wrong input ends with one paragraph and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from archsmith.core.errors import ArchsmithError, UserError
+
+if TYPE_CHECKING:
+    from archsmith.api import Outcome
+
+app = typer.Typer(
+    name="archsmith",
+    help="Find, train and verify the network that fits your task and your budget.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A hyper-parameter of the method; repeat.")
+]
+TaskOptions = Annotated[
+    list[str] | None, typer.Option("--task-set", metavar="KEY=VALUE", help="An option of the task; repeat.")
+]
+FamilyOptions = Annotated[
+    list[str] | None, typer.Option("--family-set", metavar="KEY=VALUE", help="An option of the family; repeat.")
+]
+TimeLimit = Annotated[
+    str | None, typer.Option("--time", help="End after this long with the best result so far: 90s, 20m, 2h.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+
+@app.command()
+def search(
+    method: Annotated[str, typer.Option(help="Slug of a search method; see archsmith methods.")] = "atomnas",
+    task: Annotated[str, typer.Option(help="Name of a task; see archsmith tasks.")] = "digits",
+    data: Annotated[Path | None, typer.Option(help="File or folder that the task reads.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help='Limits, for example "macs<=0.4x, params<=200k"; x = of the largest network.')
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/METHOD-TASK]")] = None,
+    family: Annotated[str, typer.Option(help="Name of a family; see archsmith families.")] = "mobile",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    settings: Settings = None,
+    task_set: TaskOptions = None,
+    family_set: FamilyOptions = None,
+    threads: Annotated[int | None, typer.Option(help="Threads inside operators. [default: all cores]")] = None,
+    time_limit: TimeLimit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find and train a network for a task within a budget; typed again, go on or show what was found."""
+    from archsmith import api
+    from archsmith.core.allocator import raise_malloc_thresholds
+    from archsmith.run.stop import parse_duration
+
+    raise_malloc_thresholds()
+    outcome = api.search(
+        task,
+        method=method,
+        family=family,
+        budget=budget,
+        out=out or Path("runs") / f"{method}-{task}",
+        seed=seed,
+        data=data,
+        settings=_pairs(settings, "--set"),
+        task_options=_pairs(task_set, "--task-set"),
+        family_options=_pairs(family_set, "--family-set"),
+        threads=threads,
+        time_limit=parse_duration(time_limit) if time_limit else None,
+        quiet=quiet,
+    )
+    _summarise(outcome)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    time_limit: TimeLimit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with an unfinished run, bit for bit as if it had never stopped."""
+    from archsmith import api
+    from archsmith.core.allocator import raise_malloc_thresholds
+    from archsmith.run.stop import parse_duration
+
+    raise_malloc_thresholds()
+    limit = parse_duration(time_limit) if time_limit else None
+    _summarise(api.resume(run, time_limit=limit, quiet=quiet))
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished or stopped run.")],
+    trust: Annotated[bool, typer.Option("--trust", help="Execute a model.py that archsmith did not write.")] = False,
+) -> None:
+    """Rebuild every file of a result in a fresh process, compare, recount, re-measure; exit 1 on any mismatch."""
+    from archsmith import api
+
+    report = api.verify(run, trust=trust)
+    table = Table(title=f"verify {escape(str(run))}", title_justify="left")
+    for column in ("network", "check", "status", "detail"):
+        table.add_column(column, overflow="fold")
+    colours = {"ok": "green", "failed": "bold red", "not checked": "yellow"}
+    for row in report.rows:
+        table.add_row(row.subject, row.name, f"[{colours[row.status]}]{row.status}[/]", escape(row.detail))
+    console = Console()
+    console.print(table)
+    counts = {status: sum(row.status == status for row in report.rows) for status in colours}
+    failed = counts["failed"]
+    console.print(f"{counts['ok']} checks passed, {failed} failed, {counts['not checked']} not checked")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def profile(
+    target: Annotated[str, typer.Argument(help="module:factory that returns an nn.Module, or a file.onnx.")],
+    shape: Annotated[str, typer.Option(help="Shape of the input, batch included, for example 1x3x224x224.")],
+    threads: Annotated[int, typer.Option(help="Threads inside operators.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show parameters, MACs, output shape and latency of every layer."""
+    from archsmith.cost import TABLE_COLUMNS, example_inputs, load_target, parse_shapes
+    from archsmith.cost import profile as profile_layers
+
+    result = profile_layers(load_target(target), example_inputs(parse_shapes(shape)), threads=threads)
+    if as_json:
+        layers = [asdict(layer) for layer in result.layers]
+        latency = result.latency.to_dict()
+        typer.echo(json.dumps({"layers": layers, "counts": result.counts.to_dict(), "latency": latency}, indent=2))
+        return
+    table = Table(title=escape(target), title_justify="left", caption=result.note, caption_justify="left")
+    for number, column in enumerate(TABLE_COLUMNS):
+        table.add_column(column, justify="left" if number < 2 else "right", overflow="fold")
+    for row in result.to_table():
+        table.add_row(*(escape(cell) for cell in row))
+    Console().print(table)
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the published systems."""
+    from archsmith.methods import method_table
+
+    _show(method_table(), ("slug", "kind", "year", "title", "docs"), as_json)
+
+
+@app.command()
+def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the tasks."""
+    from archsmith.tasks.catalogue import task_table
+
+    _show(task_table(), ("name", "title", "data", "metric"), as_json)
+
+
+@app.command()
+def families(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the families of networks."""
+    from archsmith.families import family_table
+
+    _show(family_table(), ("name", "task", "title", "file"), as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; the entry point of the ``archsmith`` script."""
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except ArchsmithError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+
+
+def _pairs(texts: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """Return ``{"lr": 0.02}`` for ``["lr=0.02"]``; values are read as YAML."""
+    values: dict[str, Any] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(option, text, allowed="KEY=VALUE", hint=f"For example {option} lr=0.02.")
+        try:
+            values[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(option, text, allowed="KEY=VALUE with a number, text, true, false or [a, list]") from error
+    return values
+
+
+def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(row.get(column, ""))) for column in columns))
+    Console().print(table)
+
+
+def _summarise(outcome: Outcome) -> None:
+    """Print what was found, where it is, and what to type next."""
+    from archsmith.run.progress import format_count, summary
+
+    result, best = outcome.result, outcome.best
+    metrics, costs, reference = best["metrics"], best["costs"], result["reference"]
+    rows: dict[str, object] = {}
+    for name in ("valid", "test"):
+        if f"{name}_accuracy" in metrics:
+            rows[f"{name} accuracy"] = f"{100 * metrics[f'{name}_accuracy']:.2f} %"
+    share = costs["macs"] / reference["macs"]
+    rows["MACs"] = f"{costs['macs']:,} ({share:.3f}x of the supernet's {reference['macs']:,})"
+    rows["parameters"] = f"{costs['params']:,} (of {reference['params']:,})"
+    rows["memory"] = f"{format_count(costs['memory_bytes'])}B (weights and peak activations, batch 1)"
+    rows["latency"] = _latency_text(costs["latency"])
+    if result["budget"]:
+        rows["budget"] = f"{result['budget']}: kept"
+    rows["time"] = f"{result['seconds']:.0f} s"
+    rows["test reads"] = result["test_reads"]
+    for note in result["notes"]:
+        rows["note"] = note
+    for file in best["files"]:
+        rows[file] = outcome.folder / file
+    if outcome.status == "finished":
+        summary(f"{result['method']} on {result['task']}: finished", rows, f"archsmith verify {outcome.path}")
+    else:
+        summary(f"{result['method']} on {result['task']}: stopped early", rows, f"archsmith resume {outcome.path}")
+
+
+def _latency_text(latency: dict[str, Any]) -> str:
+    from archsmith.cost import Latency
+
+    measured = Latency.from_dict(latency)
+    noisy = ", too noisy to claim" if measured.noisy else ""
+    where = measured.provenance
+    return f"{measured.median_ms:.3f} ms ({where.backend}, {where.precision}, {where.threads} thread, batch 1{noisy})"
