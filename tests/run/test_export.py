@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from finished_networks import CLASSES, NORMALISATION, examples, export, mixed_network, plain_network
+from finished_networks import CLASSES, NORMALISATION, examples, export, mixed_network, plain_network, run_here
 from safetensors.torch import load_file, safe_open
 from torch import nn
 
@@ -34,10 +34,15 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Export without ONNX and without the fresh process, for tests of other things."""
-    monkeypatch.setattr(export_module, "missing_onnx_packages", lambda: ("onnx",))
+def same_process(monkeypatch):
+    """Leave out the fresh process, which takes seconds, for tests of other things."""
     monkeypatch.setattr(export_module, "compare_source", lambda *_: 0.0)
+
+
+@pytest.fixture
+def quick(same_process, monkeypatch):
+    """Leave out ONNX as well."""
+    monkeypatch.setattr(export_module, "missing_onnx_packages", lambda: ("onnx",))
 
 
 def test_the_callers_network_stays_as_it_is(exported):
@@ -86,7 +91,7 @@ def test_the_check_file_holds_the_searched_networks_logits(exported):
         assert torch.equal(stored["logits"], before.eval()(examples()))
 
 
-def test_the_same_network_gives_the_same_bytes_again(exported, tmp_path):
+def test_the_same_network_gives_the_same_bytes_again(exported, tmp_path, same_process):
     network, _, _, digests = exported
     assert export(network, tmp_path / "again") == digests
 
@@ -148,20 +153,20 @@ def test_faults_of_an_onnx_file_are_found(exported, tmp_path):
         onnx_faults(tmp_path / "not.onnx")
 
 
-def test_a_plain_network_is_exported_too(tmp_path):
+def test_a_plain_network_is_exported_too(tmp_path, same_process):
     assert "model.onnx" in export(plain_network(), tmp_path / "plain")
 
 
-def test_an_onnx_file_that_differs_stops_the_export(tmp_path, monkeypatch):
+def test_an_onnx_file_that_differs_stops_the_export(tmp_path, same_process, monkeypatch):
     other = onnx_bytes(mixed_network(seed=1).eval(), examples(2), {})
     monkeypatch.setattr(export_module, "onnx_bytes", lambda *_: other)
-    monkeypatch.setattr(export_module, "compare_source", lambda *_: 0.0)
     with pytest.raises(ExportError, match=r"model\.onnx differs from the searched network by [0-9.e-]+ at batch"):
         export(mixed_network(), tmp_path / "final")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_source_that_differs_stops_the_export(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "run_fresh", run_here)
     source = export_module.source_of
     monkeypatch.setattr(
         export_module, "source_of", lambda a: source(a).replace('activation="swish"', 'activation="relu"')
@@ -186,7 +191,7 @@ def test_gaps_scale_with_the_logits_and_nan_is_infinite():
     assert gap(torch.zeros(1, 2), torch.zeros(2, 2))[0] == float("inf")
 
 
-def test_without_the_onnx_packages_the_rest_is_written(tmp_path, monkeypatch):
+def test_without_the_onnx_packages_the_rest_is_written(tmp_path, same_process, monkeypatch):
     monkeypatch.setattr(onnx_module, "_PACKAGES", ("onnx_not_installed_here",))
     digests = export(plain_network(), tmp_path / "final")
     assert "model.onnx" not in digests and not (tmp_path / "final" / "model.onnx").exists()
