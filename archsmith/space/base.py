@@ -41,6 +41,9 @@ ATTEMPTS = 1_000
 DRAWS = 16
 """Other options of one decision that a mutation tries before it turns to another decision."""
 
+FEW_ATTEMPTS = 100
+"""Walks that crossover and subtree mutation try: they have an answer, or an error, that is cheap to come to."""
+
 EncodingKind = Literal["one-hot", "ordinal", "path"]
 
 
@@ -212,7 +215,7 @@ class Space(ABC):
             raise UserError(
                 "subtree", subtree, allowed=f"a path of the architecture or a prefix: {sorted(architecture)[:8]}"
             )
-        for _ in range(ATTEMPTS):
+        for _ in range(FEW_ATTEMPTS):
             try:
                 found = self.walk(Replay(kept, Uniform(rng)))
             except DeadEnd:
@@ -220,20 +223,20 @@ class Space(ABC):
             if found != architecture and all(found.get(path, value) == value for path, value in kept.items()):
                 return found
         raise UserError(
-            "subtree", subtree, allowed=f"a part that can differ; no other was found in {ATTEMPTS} attempts"
+            "subtree", subtree, allowed=f"a part that can differ; no other was found in {FEW_ATTEMPTS} walks"
         )
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
         """Return a valid child whose every decision stems from a parent, unless neither has an allowed one.
 
-        Each decision is taken from a parent chosen by a fair coin. When no valid child comes of 100 walks (predicates
-        may be that strict), the child equals one of the parents.
+        Each decision is taken from a parent chosen by a fair coin. When no valid child comes of ``FEW_ATTEMPTS`` walks
+        (predicates may be that strict), the child equals one of the parents.
 
         Raises:
             UserError: A parent is not valid in this space.
         """
         parents = (self.validate(first), self.validate(second))
-        for _ in range(100):
+        for _ in range(FEW_ATTEMPTS):
             try:
                 return self.walk(Crossover(parents, rng, Uniform(rng)))
             except DeadEnd:

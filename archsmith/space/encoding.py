@@ -225,7 +225,7 @@ def _read(slot: Slot, cells: np.ndarray, kind: EncodingKind) -> tuple[Value, ...
         index = int(cells[0])
         if index != cells[0] or not -1 <= index < len(options):
             return Invalid(
-                f"{slot.path!r}: got {cells[0]!r}, an option's number from 0 to {len(options) - 1} was expected"
+                f"{slot.path!r}: got {float(cells[0])!r}, an option's number from 0 to {len(options) - 1} was expected"
             )
         return () if index == -1 else (options[index],)
     ones = np.flatnonzero(cells)
