@@ -68,6 +68,7 @@ def in_a_child(path: Path) -> int:
 
 
 def main(path: Path, kills: int) -> None:
+    """Kill after no to three saves and a random part of the next ones."""
     moments = random.Random(0)
     found = 0
     for _ in range(kills):
@@ -76,12 +77,16 @@ def main(path: Path, kills: int) -> None:
             write_forever(path, write)
         os.close(write)
         assert os.read(read, 1) == b"r"
-        time.sleep(moments.uniform(0, 0.06))
+        # Moments are counted in saves, not in seconds, so that a busy machine kills at the same places.
+        started, saves = time.monotonic(), moments.randrange(4)
+        for _ in range(saves):
+            assert os.read(read, 1) == b"."
+        time.sleep(moments.uniform(0, 2) * (time.monotonic() - started) / saves if saves else moments.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), status  # killed by us, not ended by an error
         with os.fdopen(read, "rb") as stream:
-            acknowledged = found + len(stream.read())
+            acknowledged = found + saves + len(stream.read())
         found = in_a_child(path)
         print(acknowledged, found, flush=True)
 

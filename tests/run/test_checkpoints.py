@@ -238,14 +238,14 @@ def test_a_replay_after_a_fallback_makes_the_step_good_again(store: CheckpointSt
 
 
 def test_without_any_sound_checkpoint_all_problems_are_named(store: CheckpointStore) -> None:
-    first, second = save_steps(store, 1, 2)
+    *_, first, second = save_steps(store, 8, 9, 1, 2)
     flip_a_bit(first)
     second.unlink()
     with pytest.raises(UserError, match="without a sound file") as caught:
         store.load_latest()
-    assert f"{second} cannot be used: it is missing; checkpoint {first} cannot be used: its content" in str(
-        caught.value
-    )
+    text = str(caught.value)
+    assert f"{second} cannot be used: it is missing; checkpoint {first} cannot be used: its content" in text
+    assert text.count("cannot be used") == 2  # those removed by retention are no problem
 
 
 def test_a_damaged_best_is_an_error(store: CheckpointStore) -> None:
@@ -317,7 +317,7 @@ def test_killed_at_random_moments_nothing_acknowledged_is_lost(tmp_path: Path, k
     assert len(reports) == kills
     for acknowledged, found in reports:
         assert acknowledged <= found <= acknowledged + 1  # one more when the kill came between saving and saying so
-    assert reports[-1][1] > kills // 3  # the writers did get somewhere
+    assert reports[-1][1] >= kills  # one and a half acknowledged saves a kill on average: the writers got somewhere
     leftovers = [p for p in (tmp_path / "run").rglob(".*") if p.suffix == ".part"]
     assert leftovers == []
     steps = [found for _, found in reports]
