@@ -21,7 +21,8 @@ from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import sha256_of, storage_errors, write_atomic
 from archsmith.core.protocols import Logger
 
-_FORMAT_VERSION = "1"
+_FORMAT_VERSION = 1
+_METADATA_KEY = "archsmith.checkpoint"
 
 
 class Checkpoint(NamedTuple):
@@ -184,11 +185,10 @@ def check_disk_space(folder: str | Path, bytes_needed: int) -> None:
 def _to_bytes(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> bytes:
     """Return a safetensors file with the state as JSON in its metadata."""
     _require_text_keys(state, "state")
-    metadata = {
-        "format_version": _FORMAT_VERSION,
-        "state": json.dumps(dict(state), allow_nan=False),
-        "names": json.dumps(list(tensors)),  # the format sorts tensors by type and name
-    }
+    # The format sorts tensors by type and name, hence the names. It writes several metadata keys in random order, hence
+    # one key: equal checkpoints are equal files.
+    content = {"format_version": _FORMAT_VERSION, "names": list(tensors), "state": dict(state)}
+    metadata = {_METADATA_KEY: json.dumps(content, allow_nan=False)}
     data: bytes = safetensors.torch.save(_separate(tensors), metadata)
     return data
 
@@ -229,7 +229,7 @@ def _from_bytes(data: bytes, sha256: str) -> tuple[dict[str, Tensor], dict[str, 
         raise ValueError(f"its content ({len(data)} bytes) is not what was saved, the SHA-256 differs")
     tensors = safetensors.torch.load(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    metadata = header["__metadata__"]
-    if metadata["format_version"] != _FORMAT_VERSION:
-        raise ValueError(f"it has format version {metadata['format_version']}, known here is {_FORMAT_VERSION}")
-    return {name: tensors[name] for name in json.loads(metadata["names"])}, json.loads(metadata["state"])
+    content = json.loads(header["__metadata__"][_METADATA_KEY])
+    if content["format_version"] > _FORMAT_VERSION:
+        raise ValueError(f"it has format version {content['format_version']}, the newest known is {_FORMAT_VERSION}")
+    return {name: tensors[name] for name in content["names"]}, content["state"]

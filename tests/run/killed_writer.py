@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from archsmith.core.files import sha256_file
 from archsmith.core.journal import Journal
 from archsmith.run.checkpoints import CheckpointStore
 from archsmith.run.directory import Run
@@ -44,6 +45,8 @@ def check(path: Path) -> int:
     with Run.open(path) as run:
         assert run.events() == events
         assert list(path.rglob(".*")) == []
+        for file in (path / "checkpoints").glob("*.safetensors"):  # those never recorded, too
+            assert sha256_file(file).startswith(file.name.split(".")[1]), file
         loaded = CheckpointStore(path / "checkpoints", run).load_latest()
         if loaded is None:
             return 0

@@ -1,4 +1,5 @@
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from archsmith.core.errors import UserError
+from archsmith.run import checkpoints
 from archsmith.run.checkpoints import CheckpointStore, check_disk_space
 from archsmith.run.directory import Run
 
@@ -104,7 +106,25 @@ def test_a_checkpoint_is_a_plain_safetensors_file(store: CheckpointStore) -> Non
     path = store.save("s", {"w": torch.ones(2)}, {"step": 4})
     with safe_open(path, framework="pt") as file:
         assert file.keys() == ["w"]
-        assert file.metadata()["state"] == '{"step": 4}'
+        content = json.loads(file.metadata()["archsmith.checkpoint"])
+    assert content == {"format_version": 1, "names": ["w"], "state": {"step": 4}}
+
+
+def test_equal_checkpoints_are_equal_files(store: CheckpointStore) -> None:
+    paths = {store.save("s", AWKWARD, {"b": 1, "a": {"d": 2, "c": 3}}) for _ in range(8)}
+    assert len(paths) == 1
+
+
+def test_a_checkpoint_of_a_newer_version_is_not_misread(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_steps(store, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_FORMAT_VERSION", 2)
+        save_steps(store, 2)
+    step, (note,) = loaded_step(store)
+    assert step == 1
+    assert "it has format version 2, the newest known is 1; s1." in note
 
 
 @pytest.mark.parametrize(
@@ -261,6 +281,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     script = f"""
 import resource, torch
 from archsmith.core.errors import UserError
+from archsmith.run import checkpoints
 from archsmith.run.checkpoints import CheckpointStore
 from archsmith.run.directory import Run
 with Run.create_or_open({str(tmp_path)!r}, {{}}) as run:
