@@ -78,7 +78,7 @@ def check_latency(
         )
     except UserError as error:
         raise NotChecked(f"it cannot be measured here: {error}") from error
-    text = f"{_shown(now)} now, {_shown(then)} recorded, {terms.backend}, {terms.threads} threads, batch {len(batch)}"
+    text = f"{_shown(now)} now, {_shown(then)} recorded, {terms.backend}, threads {terms.threads}, batch {len(batch)}"
     if not limited:
         return f"{text}; no limit was set"
     if now.provenance.cpu != terms.cpu:

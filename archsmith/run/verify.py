@@ -9,51 +9,34 @@ A row that cannot be checked here (data or an optional package missing) says so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor, nn
 
 from archsmith.core.errors import ArchsmithError, Shown, UserError
 from archsmith.core.files import read_json, sha256_file
 from archsmith.core.journal import Event, Journal, JournalError
-from archsmith.run.claims import RECORDED, check_accuracy, check_cost, check_latency
-from archsmith.run.constructor import Call, parse_call
-from archsmith.run.costs import exact_costs
-from archsmith.run.directory import config_differences
-from archsmith.run.export import FILES, FORMAT_VERSION, largest_gap, network_digest
-from archsmith.run.onnx_file import onnx_faults, onnx_metadata, onnx_texts, run_onnx
-from archsmith.run.rebuild import (
-    ONNX_TOLERANCE,
-    SOURCE_TOLERANCE,
-    execute_source,
-    read_weights,
-    rebuild_network,
-    run_fresh,
-)
+from archsmith.run.directory import FORMAT_VERSION, config_differences
 from archsmith.run.report import Failed, NotChecked, Report, Row, Rows
-from archsmith.run.source import source_of
-from archsmith.space import Architecture, ProductSpace
+from archsmith.run.verify_network import OnTestRead, once, verify_network
+from archsmith.space import Budget
 from archsmith.tasks.base import Task
 from archsmith.tasks.catalogue import open_task
 
-_TASK_EXAMPLES = 32
-_METRIC = "_accuracy"
-
-OnTestRead = Callable[[], object]
+__all__ = ["verify_network", "verify_run"]
 
 
-def verify_run(run_path: str | Path, *, trust: bool = False, on_test_read: OnTestRead | None = None) -> Report:
+def verify_run(
+    run_path: str | Path, *, trust: bool = False, task: Task | None = None, on_test_read: OnTestRead | None = None
+) -> Report:
     """Check everything that a finished or stopped run says about its networks.
 
     Args:
         run_path: Directory of the run; it is only read.
         trust: Execute a ``model.py`` that is not the one archsmith writes. Only for code whose author the user trusts.
+        task: The run's task, needed only when it was the user's own and not one by name.
         on_test_read: Called before the test split is read, once; ``lambda: run.count_test_read("verify")``, say.
 
     Returns:
@@ -68,10 +51,11 @@ def verify_run(run_path: str | Path, *, trust: bool = False, on_test_read: OnTes
     rows = Rows("run")
     rows.check("result.json", lambda: _check_result(path, result, events))
     rows.check("config.yaml", lambda: _check_config(path, events))
+    config = events[0].get("config", {}) if events else {}
+    rows.check("budget", lambda: _check_budget(config or _config(path), result))
     opened: list[Task] = []
-    rows.check("task data", lambda: _open_task(path, events, result, opened))
-    task = opened[0] if opened else None
-    hook = _once(on_test_read)
+    rows.check("task data", lambda: _open_task(config or _config(path), result, task, opened))
+    hook = once(on_test_read)
     found: list[Row] = []
     for outcome in result["outcomes"]:
         label = str(outcome.get("label", ""))
@@ -82,268 +66,15 @@ def verify_run(run_path: str | Path, *, trust: bool = False, on_test_read: OnTes
             continue
         limits = result.get("limits") or {}
         found += verify_network(
-            folder, trust=trust, task=task, expected=outcome, limits=limits, label=label, on_test_read=hook
+            folder,
+            trust=trust,
+            task=opened[0] if opened else None,
+            expected=outcome,
+            limits=limits,
+            label=label,
+            on_test_read=hook,
         ).rows
     return Report((*rows.rows, *found))
-
-
-def verify_network(
-    folder: str | Path,
-    *,
-    trust: bool = False,
-    task: Task | None = None,
-    expected: Mapping[str, Any] | None = None,
-    limits: Mapping[str, float] | None = None,
-    label: str = "network",
-    on_test_read: OnTestRead | None = None,
-) -> Report:
-    """Check one folder of a finished network.
-
-    Args:
-        folder: Folder with ``architecture.json``, ``model.py``, ``weights.safetensors`` and so on.
-        trust: Execute a ``model.py`` that is not the one archsmith writes.
-        task: The task it was trained for: adds real images and the accuracy.
-        expected: What is claimed about it, an outcome of ``result.json`` with ``files``, ``metrics`` and ``costs``;
-            without it the files are only compared with each other.
-        limits: Absolute limits by cost: ``macs``, ``params``, ``memory`` in bytes, ``latency`` in milliseconds,
-            ``throughput`` per second.
-        label: Subject of the rows.
-        on_test_read: Called before the test split of ``task`` is read, once.
-
-    Raises:
-        UserError: There is no such folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError("folder", str(folder), allowed="the folder of a finished network")
-    return _Verification(folder, trust, task, expected or {}, limits or {}, label, _once(on_test_read)).report()
-
-
-class _Verification:
-    """The checks of one folder, in order; later ones use what earlier ones established."""
-
-    def __init__(
-        self,
-        folder: Path,
-        trust: bool,
-        task: Task | None,
-        expected: Mapping[str, Any],
-        limits: Mapping[str, float],
-        label: str,
-        on_test_read: OnTestRead,
-    ) -> None:
-        self.folder = folder
-        self.trust = trust
-        self.task = task
-        self.expected = expected
-        self.limits = limits
-        self.on_test_read = on_test_read
-        self.rows = Rows(label)
-        self.architecture: Mapping[str, Any] | None = None
-        self.call: Call | None = None
-        self.source: str | None = None  # set only when it may be executed
-        self.network: nn.Module | None = None  # built from that source
-        self.exact: Mapping[str, int] | None = None  # its costs, recounted
-        self.probes: list[_Probe] = []
-
-    def report(self) -> Report:
-        """Run all checks."""
-        check = self.rows.check
-        if self.expected:
-            for name in dict.fromkeys([*FILES, *self.expected.get("files", {})]):
-                check(f"sha256 of {name}", partial(self._check_digest, name))
-        check("architecture.json", self._check_architecture)
-        check("weights.safetensors", self._check_weights)
-        check("check.safetensors", self._check_examples)
-        check("model.py", self._check_source)
-        if self.task is not None:
-            check("task images", self._check_task_images)
-        check("fresh process", self._check_fresh)
-        check("ONNX file", self._check_onnx_file)
-        check("ONNX Runtime", self._check_onnx_outputs)
-        costs = self.expected.get("costs", {})
-        for cost, key in RECORDED.items():
-            if key in costs or cost in self.limits:
-                check(cost, partial(self._check_cost, cost))
-        check("latency", self._check_latency)
-        for name, value in self.expected.get("metrics", {}).items():
-            if name.endswith(_METRIC):
-                check(name, partial(self._check_accuracy, name.removesuffix(_METRIC), value))
-        return self.rows.report()
-
-    def _check_digest(self, name: str) -> str:
-        recorded = self.expected.get("files", {}).get(name)
-        if name not in FILES:
-            raise Failed(f"result.json lists it, but a finished network has only {', '.join(FILES)}")
-        path = self.folder / name
-        if recorded is None:
-            if name == "model.onnx" and not path.exists():
-                raise NotChecked("the run did not write it, because the extra 'onnx' was not installed")
-            raise Failed("result.json does not list it")
-        if not path.is_file():
-            raise Failed("the file is missing")
-        if (found := sha256_file(path)) != recorded:
-            raise Failed(f"the file has {found[:12]}..., result.json says {str(recorded)[:12]}...")
-        return f"{found[:12]}..."
-
-    def _check_architecture(self) -> str:
-        content = read_json(self.folder / "architecture.json")
-        version = content.get("format_version")
-        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-            raise Failed(f"format_version is {version!r}; this version of archsmith reads 1 to {FORMAT_VERSION}")
-        call = parse_call(content.get("class"), content.get("arguments"))
-        source_of(content)  # refuses what is missing or no literal
-        self.architecture, self.call = content, call
-        if content.get("space") and content.get("decisions") is not None:
-            name = ProductSpace.from_json(content["space"]).name
-            if Architecture(content["decisions"], space=name).digest != content.get("digest"):
-                raise Failed("its digest is not that of its decisions")
-        if (digest := network_digest(call)) != content.get("network_digest"):
-            raise Failed(
-                f"its network_digest is {str(content.get('network_digest'))[:12]}..., recomputed {digest[:12]}..."
-            )
-        return f"{call.path}, network digest {digest[:12]}..."
-
-    def _check_weights(self) -> str:
-        weights = read_weights(self.folder / "weights.safetensors")
-        broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
-        if broken:
-            raise Failed(f"NaN or infinite values in {', '.join(broken[:3])}")
-        return f"{len(weights)} tensors, {sum(value.numel() for value in weights.values()):,} numbers"
-
-    def _check_examples(self) -> str:
-        stored = read_weights(self.folder / "check.safetensors")
-        inputs, logits = stored.get("inputs"), stored.get("logits")
-        if inputs is None or logits is None or len(inputs) < 2 or len(inputs) != len(logits):
-            raise Failed("needs 'inputs' and 'logits' of the same number of examples, at least 2")
-        self.probes.append(_Probe("check", "stored inputs", inputs, logits))
-        return f"{len(inputs)} inputs of shape {tuple(inputs.shape[1:])} with the logits of the searched network"
-
-    def _check_source(self) -> str:
-        text = (self.folder / "model.py").read_bytes().decode("utf-8")
-        own = source_of(self.architecture) if self.architecture is not None else None
-        if text != own and not self.trust:
-            where = (
-                f"differs in line {_first_difference(text, own)} from" if own is not None else "cannot be compared with"
-            )
-            raise Failed(
-                f"it {where} what archsmith writes for architecture.json, so nothing of it was executed; "
-                "use --trust if you trust its author"
-            )
-        self.source = text
-        self.network = execute_source(text, self.folder / "weights.safetensors")
-        if text != own:
-            raise NotChecked("it is not what archsmith writes for architecture.json; executed because you trust it")
-        return "equals byte for byte what archsmith writes for architecture.json"
-
-    def _check_task_images(self) -> str:
-        assert self.task is not None
-        facts = (self.architecture or {}).get("input", {})
-        differing = [
-            name
-            for name, claimed, actual in (
-                ("shape", facts.get("shape"), list(self.task.input_shape)),
-                ("classes", facts.get("classes"), list(self.task.class_names)),
-                ("normalisation", facts.get("normalisation"), {k: list(v) for k, v in self.task.normalisation.items()}),
-            )
-            if claimed != actual
-        ]
-        if differing:
-            raise Failed(f"architecture.json and the task differ in {', '.join(differing)}")
-        if self.call is None:
-            raise NotChecked("architecture.json could not be read")
-        split = "test" if "test" in self.task.splits else "valid"
-        if split == "test":
-            self.on_test_read()
-        images = self.task.examples(min(_TASK_EXAMPLES, self.task.size(split)), split).contiguous()
-        reference = rebuild_network(self.call, self.folder / "weights.safetensors")
-        with torch.no_grad():
-            self.probes.append(_Probe("task", f"{split} images", images, reference(images)))
-        return f"{len(images)} {split} images; shape, classes and normalisation are the task's"
-
-    def _check_fresh(self) -> str:
-        if self.source is None:
-            raise NotChecked("model.py was not executed")
-        batches = self._batches()
-        outputs = run_fresh(self.source, self.folder / "weights.safetensors", batches)
-        return f"without archsmith: {self._compare('model.py', outputs, SOURCE_TOLERANCE)}"
-
-    def _check_onnx_file(self) -> str:
-        path = self._onnx()
-        if faults := onnx_faults(path):
-            raise Failed("; ".join(faults[:3]))
-        if self.architecture is None:
-            raise NotChecked("architecture.json could not be read")
-        found = onnx_metadata(path)
-        differing = [name for name, text in onnx_texts(self.architecture).items() if found.get(name) != text]
-        if differing:
-            raise Failed(f"its metadata and architecture.json differ in {', '.join(differing)}")
-        return "one file, no traces of the machine, metadata as in architecture.json"
-
-    def _check_onnx_outputs(self) -> str:
-        path = self._onnx()
-        return self._compare("model.onnx", run_onnx(path, self._batches()), ONNX_TOLERANCE)
-
-    def _check_cost(self, cost: str) -> str:
-        if self.exact is None:
-            channels, height, width = self._input().shape[1:]
-            self.exact = exact_costs(self._rebuilt(), (channels, height, width))
-        return check_cost(cost, self.exact[cost], self.expected.get("costs", {}), self.limits)
-
-    def _check_latency(self) -> str:
-        claimed = self.expected.get("costs", {}).get("latency")
-        onnx = self.folder / "model.onnx"
-        return check_latency(self._rebuilt(), onnx, self._input(), claimed, self.limits)
-
-    def _check_accuracy(self, split: str, value: float) -> str:
-        if self.task is None:
-            raise NotChecked("the task's data are not at hand")
-        if split not in self.task.splits:
-            raise NotChecked(f"the task has no part '{split}'")
-        network = self._rebuilt()
-        if split == "test":
-            self.on_test_read()
-        return check_accuracy(network, self.task, split, value)
-
-    def _rebuilt(self) -> nn.Module:
-        if self.network is None:
-            raise NotChecked("model.py was not executed" if self.source is None else "model.py could not be rebuilt")
-        return self.network
-
-    def _input(self) -> Tensor:
-        if self.probes:
-            return self.probes[0].inputs[:1]
-        raise NotChecked("check.safetensors holds no inputs")
-
-    def _onnx(self) -> Path:
-        path = self.folder / "model.onnx"
-        if not path.is_file():
-            raise NotChecked("there is no model.onnx")
-        return path
-
-    def _batches(self) -> dict[str, Tensor]:
-        if not self.probes:
-            raise NotChecked("check.safetensors holds no inputs")
-        return {probe.key: probe.inputs for probe in self.probes}
-
-    def _compare(self, file: str, outputs: Mapping[str, Tensor], tolerance: float) -> str:
-        """Compare the outputs on every probe, as a batch and one by one; return the gaps."""
-        gaps = []
-        for probe in self.probes:
-            mine = {name: value for name, value in outputs.items() if name.split("/")[0] == probe.key}
-            worst = largest_gap(f"{file} on the {probe.what}", mine, probe.logits, tolerance)
-            gaps.append(f"{worst:.2g} on {len(probe.inputs)} {probe.what}")
-        return f"largest gap {', '.join(gaps)}, batch 1 and all at once"
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """Inputs with the logits that every form of the network must give on them."""
-
-    key: str
-    what: str
-    inputs: Tensor
-    logits: Tensor
 
 
 def _events(path: Path) -> list[Event]:
@@ -395,9 +126,7 @@ def _check_result(path: Path, result: Mapping[str, Any], events: list[Event]) ->
         raise NotChecked("there is no journal beside it")
     if not ends or ends[-1].get("sha256") != sha256_file(path / "result.json"):
         raise Failed("it is not the file that the journal recorded when the run ended")
-    return (
-        f"{result.get('status')}, as the journal recorded it; the test split was read {result.get('test_reads')} times"
-    )
+    return f"{result.get('status')}, as the journal recorded it; reads of the test split: {result.get('test_reads')}"
 
 
 def _check_config(path: Path, events: list[Event]) -> str:
@@ -417,17 +146,28 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _open_task(path: Path, events: list[Event], result: Mapping[str, Any], opened: list[Task]) -> str:
+def _check_budget(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Compare the limits with those that the budget means for the recorded costs of the largest network."""
+    budget, limits = config.get("budget"), result.get("limits") or {}
+    resolved = Budget.parse(budget).resolve(result.get("reference") or {}) if budget else Budget()
+    expected = {limit.cost: limit.value for limit in resolved.limits}
+    if limits != expected:
+        raise Failed(f"the limits are {limits}, the budget {budget!r} means {expected}")
+    return str(resolved) or "none was set"
+
+
+def _open_task(config: Mapping[str, Any], result: Mapping[str, Any], given: Task | None, opened: list[Task]) -> str:
     """Open the task that the configuration names and put it into ``opened`` if it is the one of the run."""
-    config = events[0].get("config", {}) if events else _config(path)
     section = config.get("task")
     if not isinstance(section, dict) or "name" not in section:
         raise NotChecked("the configuration names no task")
+    if given is None and section.get("own"):
+        raise NotChecked("the run was made with a task of the user's own: pass it as task= to verify_run")
     try:
-        task = open_task(**section)
+        task = given or open_task(**section)
     except (ArchsmithError, OSError) as error:
         raise NotChecked(f"the data are not at hand: {error}") from error
-    digest = result.get("task_digest")
+    digest = config.get("task_digest") or result.get("task_digest")
     if digest is not None and digest != task.digest:
         raise Failed(
             f"the data or their split are not the run's: digest {task.digest[:12]}..., recorded {digest[:12]}..."
@@ -443,21 +183,3 @@ def _inside(path: Path, folder: object) -> Path:
     if not (path / folder).is_dir():
         raise Failed(f"{folder} is missing")
     return path / folder
-
-
-def _once(hook: OnTestRead | None) -> OnTestRead:
-    """Return a function that calls ``hook`` the first time and does nothing afterwards."""
-    pending = [hook] if hook is not None else []
-
-    def call() -> None:
-        if pending:
-            pending.pop()()
-
-    return call
-
-
-def _first_difference(text: str, own: str) -> int:
-    """Return the number of the first line that differs."""
-    lines, others = text.splitlines(keepends=True), own.splitlines(keepends=True)
-    pairs = list(zip(lines, others, strict=False))
-    return next((number for number, (a, b) in enumerate(pairs, start=1) if a != b), len(pairs) + 1)

@@ -21,7 +21,12 @@ from archsmith.run.verify import verify_network, verify_run
 from archsmith.tasks import open_task
 
 pytest.importorskip("onnxruntime")
-CONFIG = {"method": "atomnas", "family": {"name": "mobile"}, "task": {"name": "digits"}, "budget": None, "seed": 0}
+CONFIG = {
+    "method": "atomnas",
+    "family": {"name": "mobile"},
+    "task": {"name": "digits"},
+    "budget": "macs<=0.5x, params<=1M, latency<=1000s",
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +61,9 @@ def finished(tmp_path_factory, digits):
             "metrics": metrics,
             "costs": {**costs, "latency": latency},
         }
-        limits = {"macs": exact["macs"] + 0.5, "params": exact["params"], "latency": 1e6}
-        run.finish({"task": "digits", "task_digest": digits.digest, "limits": limits, "outcomes": [outcome]})
+        reference = {"macs": 2 * exact["macs"] + 1}
+        limits = {"macs": exact["macs"] + 0.5, "params": 1_000_000, "latency": 1_000_000}
+        run.finish({"task_digest": digits.digest, "reference": reference, "limits": limits, "outcomes": [outcome]})
     return path
 
 
@@ -70,14 +76,14 @@ def run(finished, tmp_path):
 @pytest.fixture
 def without_onnx_runtime(monkeypatch):
     """Leave out the comparison in ONNX Runtime and the latency, which cost time and are not what the test is about."""
-    monkeypatch.setattr("archsmith.run.verify.run_onnx", lambda *_: {})
-    monkeypatch.setattr("archsmith.run.verify.check_latency", lambda *_: "left out")
+    monkeypatch.setattr("archsmith.run.verify_network.run_onnx", lambda *_: {})
+    monkeypatch.setattr("archsmith.run.verify_network.check_latency", lambda *_: "left out")
 
 
 @pytest.fixture
 def cheap(without_onnx_runtime, monkeypatch):
     """Leave out the fresh process as well."""
-    monkeypatch.setattr("archsmith.run.verify.run_fresh", lambda *_: {})
+    monkeypatch.setattr("archsmith.run.verify_network.run_fresh", lambda *_: {})
 
 
 @pytest.fixture
@@ -119,7 +125,7 @@ def test_everything_about_a_sound_run_is_ok(finished, clock):
     assert report.ok
     assert reads == ["verify"]
     assert [(row.subject, row.name) for row in report.rows] == [
-        *(("run", name) for name in ("result.json", "config.yaml", "task data")),
+        *(("run", name) for name in ("result.json", "config.yaml", "budget", "task data")),
         *(("final", f"sha256 of {name}") for name in ("architecture.json", "model.py", "weights.safetensors")),
         *(("final", f"sha256 of {name}") for name in ("model.onnx", "check.safetensors")),
         *(("final", name) for name in ("architecture.json", "weights.safetensors", "check.safetensors", "model.py")),
@@ -133,7 +139,7 @@ def test_everything_about_a_sound_run_is_ok(finished, clock):
 
 
 def test_one_changed_weight_fails_digest_outputs_and_accuracy(run, monkeypatch):
-    monkeypatch.setattr("archsmith.run.verify.run_fresh", run_here)
+    monkeypatch.setattr("archsmith.run.verify_network.run_fresh", run_here)
     file = run / "networks/final/weights.safetensors"
     weights = load_file(file)
     weights["classifier.bias"][3] += 1e3
@@ -179,7 +185,7 @@ def test_an_edited_source_that_does_the_same_runs_when_trusted(run, without_onnx
 
 
 def test_a_trusted_source_that_does_something_else_fails(run, without_onnx_runtime, monkeypatch):
-    monkeypatch.setattr("archsmith.run.verify.run_fresh", run_here)
+    monkeypatch.setattr("archsmith.run.verify_network.run_fresh", run_here)
     file = run / "networks/final/model.py"
     file.write_text(file.read_text().replace('activation="swish"', 'activation="relu"'))
     report = verify_network(run / "networks/final", trust=True)
@@ -229,6 +235,22 @@ def test_edited_numbers_fail_their_own_rows(run, cheap):
     assert failed(report) == {"result.json", "macs", "params", "memory", "test_accuracy"}
     assert "not the file that the journal recorded" in details(report)["result.json"]
     assert "recorded" in details(report)["macs"] and "on 359 examples, recorded" in details(report)["test_accuracy"]
+
+
+def test_a_loosened_limit_is_caught(run, cheap):
+    result = json.loads((run / "result.json").read_text())
+    result["limits"]["macs"] += 1
+    write_json(run / "result.json", result)
+    report = verify_run(run)
+    assert failed(report) == {"result.json", "budget"}
+    assert "the budget 'macs<=0.5x, params<=1M, latency<=1000s' means" in details(report)["budget"]
+
+
+def test_a_network_above_its_limit_fails(finished, cheap):
+    expected = json.loads((finished / "result.json").read_text())["outcomes"][0]
+    report = verify_network(finished / "networks/final", expected=expected, limits={"macs": 100, "params": 10**6})
+    assert failed(report) == {"macs"}
+    assert "above the limit 100" in details(report)["macs"]
 
 
 def test_a_pickle_named_safetensors_is_never_unpickled(run, tmp_path):
@@ -286,11 +308,22 @@ def test_missing_data_are_no_failure_and_other_data_are(run, cheap, monkeypatch)
     assert "the data or their split are not the run's" in details(report)["task data"]
 
 
+def test_a_task_of_ones_own_is_passed_in(finished, tmp_path, cheap, digits):
+    result = json.loads((finished / "result.json").read_text())
+    with Run.create_or_open(tmp_path / "run", {**CONFIG, "task": {"name": "mine", "data": None, "own": True}}) as run:
+        shutil.copytree(finished / "networks", tmp_path / "run" / "networks")
+        run.finish(result)
+    report = verify_run(tmp_path / "run")
+    assert report.ok
+    assert "pass it as task=" in details(report)["task data"]
+    assert {row.status for row in verify_run(tmp_path / "run", task=digits).rows} == {"ok"}
+
+
 def test_an_edited_configuration_is_caught(run, cheap):
-    (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "seed": 1}))
+    (run / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "method": "other"}))
     report = verify_run(run)
     assert failed(report) == {"config.yaml"}
-    assert "seed: 0 -> 1" in details(report)["config.yaml"]
+    assert 'method: "atomnas" -> "other"' in details(report)["config.yaml"]
 
 
 def test_outcomes_outside_the_run_are_refused(run, cheap):
