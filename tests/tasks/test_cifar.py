@@ -18,12 +18,15 @@ def test_standard_batches(tmp_path):
         assert np.array_equal(raw.parts[part][1], expected[f"y_{part}"])
 
 
-@pytest.mark.parametrize("protocol", [3, 4])
-def test_batches_written_by_python_3(tmp_path, protocol):
-    value = {"data": np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072), "labels": [3, 9]}
-    (tmp_path / "b").write_bytes(pickle.dumps(value, protocol=protocol))
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_batches_written_by_python_3(tmp_path, protocol, order):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
+    (tmp_path / "b").write_bytes(
+        pickle.dumps({"data": np.asarray(pixels, order=order), "labels": [3, 9]}, protocol=protocol)
+    )
     images, labels = read_batch(tmp_path / "b")
-    assert np.array_equal(images.reshape(2, -1), value["data"]) and labels.tolist() == [3, 9]
+    assert np.array_equal(images.reshape(2, -1), pixels) and labels.tolist() == [3, 9]
 
 
 class CreateFile:
@@ -99,3 +102,20 @@ def test_missing_batch_is_named(tmp_path):
     (tmp_path / "data_batch_3").unlink()
     with pytest.raises(UserError, match="without data_batch_3; allowed: the folder with all six"):
         read_batches(tmp_path)
+
+
+def test_numpy_itself_never_sees_a_foreign_state(tmp_path):
+    # A byte type with the flag of Python objects: numpy would take it, and free what was never allocated.
+    good = python2_pickle({"data": np.zeros((1, 3072), np.uint8), "labels": [1]})
+    bad = good.replace(b"J\xff\xff\xff\xffK\x00tb", b"J\xff\xff\xff\xffK\x3ftb")
+    assert bad != good
+    (tmp_path / "b").write_bytes(bad)
+    images, _ = read_batch(tmp_path / "b")
+    assert images.dtype == np.uint8 and not images.dtype.hasobject
+
+
+@pytest.mark.parametrize("dtype", [np.float32, object, np.int8])
+def test_arrays_of_other_kinds_are_refused(tmp_path, dtype):
+    (tmp_path / "b").write_bytes(pickle.dumps({"data": np.zeros((1, 3072), dtype), "labels": [1]}, protocol=4))
+    with pytest.raises(UserError, match=r"data file .*b: got ValueError: an array that is not of plain bytes"):
+        read_batch(tmp_path / "b")
