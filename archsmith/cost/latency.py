@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Mapping
@@ -277,7 +278,7 @@ def _check_options(targets: Mapping[str, Target], backend: str, precision: str, 
         raise UserError("precision", precision, allowed=" or ".join(get_args(Precision)))
     if backend == "onnxruntime" and (precision != "fp32" or device != "cpu"):
         raise UserError("backend", Shown(f"onnxruntime with {precision} on {device}"), allowed="fp32 on cpu")
-    if torch.device(device).type not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
+    if device != "cpu" and not (re.fullmatch(r"cuda(:\d+)?", device) and torch.cuda.is_available()):
         raise UserError("device", device, allowed="cpu, or cuda where torch finds a GPU")
     if not targets:
         raise UserError("targets", dict(targets), allowed="at least one network")

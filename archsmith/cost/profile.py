@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from archsmith.cost.backends import onnx_feed, onnx_session, threads_pinned, torch_run
+from archsmith.cost.backends import Target, onnx_feed, onnx_session, threads_pinned, torch_run
 from archsmith.cost.counts import Convention, Counts, count
 from archsmith.cost.latency import Latency, measure_latency
 from archsmith.cost.onnx_counts import count_onnx
@@ -92,13 +92,14 @@ def _table_row(row: LayerProfile, timed: float) -> tuple[str, ...]:
 
 
 def profile(
-    target: nn.Module | str | Path | bytes,
+    target: Target,
     inputs: Inputs,
     *,
     convention: Convention = "standard",
     threads: int = 1,
     rounds: int = MINIMUM_ROUNDS,
     block_ms: float = 5.0,
+    reference: tuple[Target, Inputs] | None = None,
     clock: Clock = time.perf_counter,
 ) -> Profile:
     """Profile a network on the CPU, layer by layer.
@@ -110,6 +111,7 @@ def profile(
         threads: Threads inside operators.
         rounds: Timed runs behind each row, and rounds of the measurement of the whole, at least 10.
         block_ms: Shortest block of the measurement of the whole.
+        reference: Another reference network and its inputs, see ``measure_many``.
         clock: Monotonic clock in seconds; for tests.
 
     Raises:
@@ -137,6 +139,7 @@ def profile(
         threads=threads,
         rounds=rounds,
         block_ms=block_ms,
+        reference=reference,
         clock=clock,
     )
     return Profile(layers, counts, latency, note)
