@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from archsmith.core.errors import UserError
@@ -110,6 +111,11 @@ class Architecture(Mapping[str, Value]):
             known = form.digest if isinstance(form, Architecture) else digest_of({"format_version": 1, "network": form})
             object.__setattr__(self, "_network_digest", known)
         return known
+
+    @property
+    def decisions(self) -> Mapping[str, Value]:
+        """The decisions as a read-only view of a plain dictionary."""
+        return MappingProxyType(self._decisions)
 
     def under(self, prefix: str) -> dict[str, Value]:
         """Return the decisions below ``prefix`` ("recipe/", say), with the prefix taken off."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -200,8 +201,15 @@ def _amount(limit: Limit) -> str:
     return f"{limit.value!r}{limit.unit}"
 
 
+def _is_usable(value: Fraction) -> bool:
+    """Return whether a limit is positive and a float can hold it."""
+    return sys.float_info.min <= value <= sys.float_info.max
+
+
 def _exact_number(value: Fraction) -> float:
-    return value.numerator if value.denominator == 1 else float(value)
+    """Return an int where the value is whole, also after rounding: the text of the number must read back as it is."""
+    number = value.numerator if value.denominator == 1 else float(value)
+    return int(number) if number == int(number) else number
 
 
 def _absolute(limit: Limit, reference: Mapping[str, float]) -> Limit:
@@ -215,43 +223,32 @@ def _absolute(limit: Limit, reference: Mapping[str, float]) -> Limit:
         )
     # Through the decimal that the user typed: 0.29x of 100 is 29, not 28.999999999999996.
     value = Fraction(repr(limit.value)) * Fraction(cost)
+    if not _is_usable(value):
+        raise UserError("budget", Shown(str(limit)), allowed=f"a share of {cost!r} that is positive and finite")
     return Limit(limit.cost, limit.relation, _exact_number(value), _STORED[limit.cost], relative=False)
 
 
 def _parse_limit(part: str, text: str) -> Limit:
+    def refused(allowed: str, hint: str) -> UserError:
+        return UserError("budget", text, allowed=allowed, hint=hint)
+
     match = _LIMIT.fullmatch(part)
     if match is None:
-        raise UserError(
-            "budget", text, allowed=f"limits like {_EXAMPLE!r}", hint=f"{part!r} cannot be read as a limit."
-        )
+        raise refused(f"limits like {_EXAMPLE!r}", f"{part!r} cannot be read as a limit.")
     cost, relation, number, unit = match.groups()
     if not cost:
-        wanted = f"macs<={number}{unit}"
-        raise UserError(
-            "budget", text, allowed=f"a cost name before the limit, one of {list(COSTS)}", hint=f"Write {wanted}."
-        )
+        raise refused(f"a cost name before the limit, one of {list(COSTS)}", f"Write macs<={number}{unit}.")
     if cost not in _UNITS:
-        raise UserError("budget", text, allowed=f"costs {list(COSTS)}", hint=f"{cost!r} is not a cost.")
-    wanted_relation: Relation = ">=" if cost == "throughput" else "<="
-    if relation != wanted_relation:
-        raise UserError(
-            "budget",
-            text,
-            allowed=f"{wanted_relation} for {cost}",
-            hint=f"Write {cost}{wanted_relation}{number}{unit}.",
-        )
-    if not math.isfinite(float(number)) or float(number) <= 0:
-        raise UserError(
-            "budget", text, allowed=f"a limit on {cost} that is positive and finite", hint=f"{part!r} is not."
-        )
-    if unit == "x":
-        value, relative = Fraction(number), True
-    elif unit in _UNITS[cost]:
-        value, relative = Fraction(number) * _UNITS[cost][unit], False
-    else:
+        raise refused(f"costs {list(COSTS)}", f"{cost!r} is not a cost.")
+    right: Relation = ">=" if cost == "throughput" else "<="
+    if relation != right:
+        raise refused(f"{right} for {cost}", f"Write {cost}{right}{number}{unit}.")
+    relative = unit == "x"
+    scale = Fraction(1) if relative else _UNITS[cost].get(unit)
+    if scale is None:
         units = [*(repr(known) if known else "no unit" for known in _UNITS[cost]), "'x'"]
         given = f"{unit!r} is not one" if unit else "there is none"
-        raise UserError(
-            "budget", text, allowed=f"for {cost} the units {', '.join(units)}", hint=f"In {part!r} {given}."
-        )
-    return Limit(cost, wanted_relation, _exact_number(value), "x" if relative else _STORED[cost], relative)
+        raise refused(f"for {cost} the units {', '.join(units)}", f"In {part!r} {given}.")
+    if not math.isfinite(float(number)) or not _is_usable(value := Fraction(number) * scale):
+        raise refused(f"a limit on {cost} that is positive and finite", f"{part!r} is not.")
+    return Limit(cost, right, _exact_number(value), "x" if relative else _STORED[cost], relative)

@@ -19,7 +19,7 @@ matter (all active decisions of each group took the same option), and is ``Inval
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from archsmith.space.conditions import Condition
 from archsmith.space.dimensions import Dimension, Real, Subset, option_count
 from archsmith.space.elements import Slot
 from archsmith.space.values import Value, strict_key
+
+INACTIVE: Any = object()
+"""Stands for the value of a slot that is not active."""
 
 
 class Encoding:
@@ -67,19 +70,14 @@ class Encoding:
         if kind == "path":
             self._encode_path(architectures, out)
             return out
+        tables = [architecture.decisions for architecture in architectures]
+        cells = _Cells()
         start = 0
         for slot in self.slots:
-            end = start + _width(slot, kind)
-            active = np.array([slot.path in a for a in architectures], dtype=bool)
-            rows = np.flatnonzero(active)
-            block = out[:, start:end]
-            if _has_flag(slot, kind):
-                block[:, 0] = active
-                block = block[:, 1:]
-            if kind == "ordinal" and not isinstance(slot.dimension, Real):
-                block[~active] = -1
-            _fill(block, rows, slot.dimension, [a[slot.path] for a in architectures if slot.path in a], kind)
-            start = end
+            values = [table.get(slot.path, INACTIVE) for table in tables]
+            _write(cells, start, slot, values, kind)
+            start += _width(slot, kind)
+        out[cells.rows, cells.columns] = cells.values
         return out
 
     def decode(self, kind: EncodingKind, array: np.ndarray) -> dict[str, Value] | Invalid:
@@ -190,17 +188,42 @@ def _width(slot: Slot, kind: EncodingKind) -> int:
     return width + _has_flag(slot, kind)
 
 
-def _fill(block: np.ndarray, rows: np.ndarray, dimension: Dimension, values: list[Value], kind: EncodingKind) -> None:
-    if not values:
-        return
-    if isinstance(dimension, Subset):
-        block[rows] = [dimension.flags(value) for value in values]
-    elif isinstance(dimension, Real):
-        block[rows, 0] = values
-    elif kind == "ordinal":
-        block[rows, 0] = [dimension.index(value) for value in values]
-    else:
-        block[rows, [dimension.index(value) for value in values]] = 1
+class _Cells:
+    """The cells that are not zero, gathered so that numpy writes all of them at once."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.columns: list[int] = []
+        self.values: list[float] = []
+
+    def put(self, row: int, column: int, value: float) -> None:
+        self.rows.append(row)
+        self.columns.append(column)
+        self.values.append(value)
+
+
+def _write(cells: _Cells, start: int, slot: Slot, values: list[Any], kind: EncodingKind) -> None:
+    """Write one slot of every row, from column ``start`` on."""
+    dimension = slot.dimension
+    first = start + _has_flag(slot, kind)
+    for row, value in enumerate(values):
+        if value is INACTIVE:
+            if kind == "ordinal" and not isinstance(dimension, Real):
+                for column in range(first, start + _width(slot, kind)):
+                    cells.put(row, column, -1)
+            continue
+        if first > start:
+            cells.put(row, start, 1)
+        if isinstance(dimension, Subset):
+            for offset, inside in enumerate(dimension.flags(value)):
+                cells.put(row, first + offset, inside)
+        elif isinstance(dimension, Real):
+            dimension.index(value)
+            cells.put(row, first, value)
+        elif kind == "ordinal":
+            cells.put(row, first, dimension.index(value))
+        else:
+            cells.put(row, first + dimension.index(value), 1)
 
 
 def _read(slot: Slot, cells: np.ndarray, kind: EncodingKind) -> tuple[Value, ...] | Invalid:
