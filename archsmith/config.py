@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from archsmith.core.errors import Shown, UserError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+FORMAT_VERSION = 1
+"""Of ``config.yaml``, ``result.json`` and the journal."""
 
 
 class Runtime(BaseModel):
@@ -26,13 +32,22 @@ class Runtime(BaseModel):
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
 
 
+def _named(section: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(section.get("name"), str):
+        raise ValueError("a section with a name")
+    return section
+
+
+Section = Annotated[dict[str, Any], AfterValidator(_named)]
+
+
 class RunConfig(BaseModel):
     """Everything that determines a run.
 
     Attributes:
         method: Slug of the method.
         task: "name", "data" (path or None) and the task's options; ``open_task(**task)`` opens it.
-        task_digest: Digest of its data and split.
+        task_digest: Digest of its data and split; empty only in a file for ``archsmith.search_file``.
         family: "name" and the family's options.
         budget: Limits as written by the user, or None.
         seed: Seed of every random stream.
@@ -43,9 +58,9 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
-    task: dict[str, Any]
-    task_digest: str
-    family: dict[str, Any]
+    task: Section
+    task_digest: str = ""
+    family: Section
     budget: str | None = None
     seed: int = Field(0, ge=0)
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -61,8 +76,11 @@ def validated(model: type[Model], values: Mapping[str, Any], *, field: str) -> M
         field: What the user calls the whole (``settings``, ``config``); the wrong field's path is appended.
 
     Raises:
-        UserError: A field is unknown, missing or out of bounds.
+        UserError: A field is unknown, missing, out of bounds, NaN or infinite.
     """
+    for path, number in _floats(values, field):
+        if not math.isfinite(number):
+            raise UserError(path, number, allowed="a finite number")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
@@ -72,4 +90,35 @@ def validated(model: type[Model], values: Mapping[str, Any], *, field: str) -> M
         if problem["type"] == "extra_forbidden":
             raise UserError(path, Shown("an unknown field"), allowed=f"{known}") from error
         given = problem["input"] if problem["loc"] and problem["type"] != "missing" else Shown("these values")
-        raise UserError(path, given, allowed=problem["msg"][0].lower() + problem["msg"][1:]) from error
+        message = problem["msg"].removeprefix("Value error, ")
+        raise UserError(path, given, allowed=message[0].lower() + message[1:]) from error
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """Return the configuration in a file such as ``RUN/config.yaml``.
+
+    Raises:
+        UserError: The file is missing, no YAML, of a newer version, or a field of it is wrong.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        raise UserError("config", Shown(f"{path} ({cause})"), allowed="a config.yaml that can be read") from error
+    if not isinstance(values, dict):
+        raise UserError("config", Shown(f"{path}, which holds no settings"), allowed="a config.yaml of a run")
+    version = values.pop("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        raise UserError("config.format_version", version, allowed=f"1 to {FORMAT_VERSION}")
+    return validated(RunConfig, values, field="config")
+
+
+def _floats(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _floats(inner, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _floats(inner, f"{path}[{index}]")
+    elif isinstance(value, float):
+        yield path, value

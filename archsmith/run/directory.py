@@ -17,12 +17,12 @@ from typing import Any, Literal, Self
 
 import yaml
 
+from archsmith.config import FORMAT_VERSION as FORMAT_VERSION
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import read_json, remove_parts, sha256_file, sha256_of, storage_errors, to_json, write_atomic
 from archsmith.core.journal import Event, Journal, JournalError
 from archsmith.run.lock import RunLock
 
-FORMAT_VERSION = 1
 Status = Literal["new", "unfinished", "finished"]
 _BEFORE_THE_START = {"lock", "journal.jsonl"}  # what a process killed while starting a run may leave
 
