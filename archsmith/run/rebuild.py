@@ -134,6 +134,7 @@ def run_fresh(text: str, weights: Path, inputs: Mapping[str, Tensor]) -> dict[st
                 capture_output=True,
                 cwd=folder,
                 timeout=_PROCESS_SECONDS,
+                start_new_session=True,  # Ctrl-C in a terminal is for us: it asks to stop, and not to break this check
             )
         except subprocess.TimeoutExpired:
             raise RebuildError(f"model.py did not finish within {_PROCESS_SECONDS} s in a fresh process.") from None
