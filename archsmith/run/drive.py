@@ -7,17 +7,18 @@ a finished network at any time.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from archsmith.core.errors import ArchsmithError
 from archsmith.cost import measure_latency
-from archsmith.run.checkpoints import Checkpoint, CheckpointStore, check_disk_space
+from archsmith.run.checkpoints import Checkpoint, CheckpointStore
 from archsmith.run.costs import CostModel, exact_costs
 from archsmith.run.directory import Run
 from archsmith.run.export import export_network
@@ -130,11 +131,10 @@ def drive(
     """
     store = CheckpointStore(run.path / "checkpoints", run)
     loaded = store.load_latest()
-    if loaded is None:
-        tensors, _ = searcher.state()
-        check_disk_space(run.path, 5 * sum(tensor.nbytes for tensor in tensors.values()))
-    else:
+    if loaded is not None:
         searcher.load(loaded.tensors, loaded.state["searcher"])
+        if loaded.state.get("task"):
+            cast(Any, task).load_state_dict(loaded.state["task"])
         run.record("resumed", epoch=searcher.position.epoch, step=searcher.position.step, notes=loaded.notes)
     best = -1.0 if loaded is None else float(loaded.state["best"])
     seconds_before = 0.0 if loaded is None else float(loaded.state["seconds"])
@@ -143,7 +143,7 @@ def drive(
     def save(best_now: bool = False) -> None:
         tensors, state = searcher.state()
         name = f"epoch-{searcher.position.epoch:04d}-step-{searcher.position.step:05d}"
-        state = {"searcher": state, "best": best, "seconds": seconds_before + stop.seconds}
+        state = {"searcher": state, "best": best, "seconds": seconds_before + stop.seconds, "task": _state_of(task)}
         store.save(name, tensors, state, best=best_now)
 
     with (
@@ -152,6 +152,8 @@ def drive(
         ) as progress,
         Scalars(run.path / "tensorboard", purge_step=searcher.position.total if loaded else None) as scalars,
     ):
+        if task.resume_note:
+            progress.note(f"If this run is interrupted, {task.resume_note}.")
         _say_notes(progress, loaded)
         monitor = _RunMonitor(progress, stop)
         saved = time.monotonic()
@@ -162,6 +164,7 @@ def drive(
                 raise _diverged(run, error) from error
             if figures is None:
                 break
+            _require_finite(run, figures, searcher.position)
             run.record("epoch", **figures)
             shown = {"valid_accuracy": figures["valid_accuracy"], "macs": figures["macs"]}
             if costs.limits.get("macs"):
@@ -254,6 +257,11 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
     }
 
 
+def _state_of(task: Task) -> dict[str, Any]:
+    """Return where the task's own loader stands, for tasks that keep such a state; else an empty dictionary."""
+    return dict(cast(Any, task).state_dict()) if hasattr(task, "state_dict") else {}
+
+
 def _say_notes(progress: Progress, loaded: Checkpoint | None) -> None:
     for note in loaded.notes if loaded else []:
         progress.note(note)
@@ -261,9 +269,25 @@ def _say_notes(progress: Progress, loaded: Checkpoint | None) -> None:
 
 def _diverged(run: Run, error: Diverged) -> ArchsmithError:
     run.record("diverged", epoch=error.epoch, step=error.step)
+    return ArchsmithError(f"{run.path}: {error} {_last_good(run)}")
+
+
+def _require_finite(run: Run, figures: Mapping[str, Any], position: Position) -> None:
+    """Refuse the figures of an epoch whose last step broke the network: no loss has shown it yet."""
+    broken = [name for name, value in figures.items() if isinstance(value, float) and not math.isfinite(value)]
+    if broken:
+        run.record("diverged", epoch=figures["epoch"], step=None)
+        name = broken[0]
+        raise ArchsmithError(
+            f"{run.path}: the {name.replace('_', ' ')} is {figures[name]} after epoch {figures['epoch'] + 1}, whose last "
+            f"batch was step {position.total} of the run. Lower the learning rate (--set lr=...), or look for NaN in the "
+            f"data. {_last_good(run)}"
+        )
+
+
+def _last_good(run: Run) -> str:
     saved = run.events("checkpoint")
-    kept = f"The last good checkpoint is {saved[-1]['file']}." if saved else "No checkpoint had been saved yet."
-    return ArchsmithError(f"{run.path}: {error} {kept}")
+    return f"The last good checkpoint is {saved[-1]['file']}." if saved else "No checkpoint had been saved yet."
 
 
 def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
