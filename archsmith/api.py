@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 
-from archsmith.config import RunConfig, validated
-from archsmith.core.errors import UserError
+from archsmith.config import RunConfig, read_config, validated
+from archsmith.core.errors import Shown, UserError
+from archsmith.core.protocols import Logger
+from archsmith.families import family_table
 from archsmith.methods import load_method
-from archsmith.run.costs import CostModel
+from archsmith.run.checkpoints import check_disk_space
+from archsmith.run.costs import AtomFamily, CostModel
 from archsmith.run.directory import Run
-from archsmith.run.drive import drive
+from archsmith.run.drive import Searcher, drive
 from archsmith.run.report import Report
 from archsmith.run.stop import StopRequest
 from archsmith.run.verify import verify_run
@@ -100,6 +103,8 @@ def search(
         ArchsmithError: The run cannot go on; what was saved is kept.
     """
     system, module = load_method(method)
+    _refuse_names("task option", task_options, ("name", "data", "own"))
+    _refuse_names("family option", family_options, ("name", "image", "num_classes"))
     if isinstance(task, str):
         options = {**getattr(module, "TASK_OPTIONS", {}), **(task_options or {})}
         opened = open_task(task, data=data, **options)
@@ -113,15 +118,14 @@ def search(
             "task": section,
             "task_digest": opened.digest,
             "family": {"name": family, **(family_options or {})},
-            "budget": str(Budget.parse(budget)) if budget else None,
+            "budget": None if budget is None else str(Budget.parse(budget)),
             "seed": seed,
-            "settings": {**module.preset_settings(opened.input_shape), **(settings or {})},
-            "runtime": {"threads": threads or usable_cores(), "memory_format": memory_format},
+            "settings": dict(settings or {}),
+            "runtime": {"threads": usable_cores() if threads is None else threads, "memory_format": memory_format},
         },
         field="config",
     )
-    complete = validated(module.Settings, config.settings, field="settings").model_dump()
-    return _run(config.model_copy(update={"settings": complete}), opened, module, out, time_limit, quiet)
+    return _run(_completed(config, module, opened), opened, module, out, time_limit, quiet)
 
 
 def resume(
@@ -137,19 +141,42 @@ def resume(
 
     Raises:
         UserError: Not a run, or its data changed since it was started.
+        ArchsmithError: The run cannot go on; what was saved is kept.
     """
     with Run.open(run) as opened:
+        if opened.status == "finished":
+            return _read(opened)
         config = validated(RunConfig, opened.config, field="config")
     opened_task = task or task_of(config)
-    if opened_task.digest != config.task_digest:
-        raise UserError(
-            "task.data",
-            opened_task.digest,
-            allowed=f"the data that the run started with, digest {config.task['digest']}",
-            hint="The data or its split changed since; restore it, or start another run.",
-        )
+    _require_same_data(config, opened_task)
     _, module = load_method(config.method)
     return _run(config, opened_task, module, run, time_limit, quiet)
+
+
+def search_file(
+    config: str | Path, *, out: str | Path, time_limit: float | None = None, quiet: bool = False
+) -> Outcome:
+    """Search under the configuration of a file: the ``config.yaml`` of another run, as it is or edited.
+
+    Settings that the file leaves out have the values that ``search`` gives them. Without ``task_digest`` (delete the
+    line after editing the task) whatever data the task finds are used.
+
+    Args:
+        config: The file.
+        out: Folder of the run.
+        time_limit: As in ``search``.
+        quiet: No progress.
+
+    Raises:
+        UserError: The file cannot be read, or is wrong, or the data are not those that it names by their digest.
+        ArchsmithError: The run cannot go on; what was saved is kept.
+    """
+    written = read_config(config)
+    _, module = load_method(written.method)
+    task = task_of(written)
+    if written.task_digest:
+        _require_same_data(written, task)
+    return _run(_completed(written, module, task), task, module, out, time_limit, quiet)
 
 
 def usable_cores() -> int:
@@ -175,42 +202,137 @@ def task_of(config: RunConfig) -> Task:
     return open_task(**config.task)
 
 
+def _completed(config: RunConfig, module: ModuleType, task: Task) -> RunConfig:
+    """Return the configuration with every setting of the method and the digest of the data written out."""
+    given = {**module.preset_settings(task.input_shape), **config.settings}
+    settings = validated(module.Settings, given, field="settings").model_dump()
+    return config.model_copy(update={"settings": settings, "task_digest": task.digest})
+
+
+def _require_same_data(config: RunConfig, task: Task) -> None:
+    if task.digest != config.task_digest:
+        raise UserError(
+            "task.data",
+            Shown(f"data with the digest {task.digest}"),
+            allowed=f"the data of the configuration, digest {config.task_digest}",
+            hint="The data or their split changed since; restore them, or start another run.",
+        )
+
+
+def _refuse_names(field: str, given: Mapping[str, Any] | None, reserved: Sequence[str]) -> None:
+    """Refuse options whose names stand for something else in the configuration."""
+    for name in given or {}:
+        if name in reserved:
+            raise UserError(
+                field, name, allowed="an option's own name", hint=f"{', '.join(reserved)} are set elsewhere."
+            )
+
+
 def _run(
     config: RunConfig, task: Task, module: ModuleType, out: str | Path, time_limit: float | None, quiet: bool
 ) -> Outcome:
-    """Open the run, build the method and drive it; a finished run is only read."""
+    """Open the run, build the method and drive it; a finished run is only read.
+
+    For a new run the method is built first, so that whatever it refuses is refused before anything is written.
+    """
     with StopRequest(time_limit=time_limit) as stop, _threads(config.runtime.threads):
-        open_family = import_module(f"archsmith.families.{config.family['name']}").open_family
-        family = open_family(image=task.input_shape, num_classes=task.num_classes, **config.family)
-        budget = Budget.parse(config.budget) if config.budget else None
-        CostModel(family, budget, _NoJournal())  # refuse an impossible budget before anything is written
+        journal = _EarlyJournal()
+        prepared = None if (Path(out) / "journal.jsonl").exists() else _prepared(config, task, module, journal)
+        if prepared is not None:
+            _check_disk_space(out, prepared[1])
         with Run.create_or_open(out, config.model_dump()) as run:
             if run.status == "finished":
-                result = run.result()
-                assert result is not None
-                return Outcome(Path(out), result)
+                return _read(run)
+            if prepared is None or run.status != "new":
+                prepared = _prepared(config, task, module, run)
+            else:
+                journal.continue_in(run)
             _record_environment(run)
-            costs = CostModel(family, budget, run)
-            searcher = module.Searcher(
-                family=family,
-                task=task,
-                settings=validated(module.Settings, config.settings, field="settings"),
-                costs=costs,
-                seed=config.seed,
-                memory_format=config.runtime.memory_format,
-            )
+            costs, searcher = prepared
             return Outcome(Path(out), drive(run, searcher, task, costs, stop=stop, quiet=quiet))
 
 
-class _NoJournal:
-    """A journal that forgets; for checks before a run exists."""
+def _prepared(config: RunConfig, task: Task, module: ModuleType, journal: Logger) -> tuple[CostModel, Searcher]:
+    """Return the cost model and the method at its beginning."""
+    budget = None if config.budget is None else Budget.parse(config.budget)
+    family = _family(config, task)
+    costs = CostModel(family, budget, journal)
+    searcher: Searcher = module.Searcher(
+        family=family,
+        task=task,
+        settings=validated(module.Settings, config.settings, field="settings"),
+        costs=costs,
+        seed=config.seed,
+        memory_format=config.runtime.memory_format,
+    )
+    return costs, searcher
+
+
+def _family(config: RunConfig, task: Task) -> AtomFamily:
+    """Return the family that a configuration names, for the images of the task.
+
+    Raises:
+        UserError: No such family, or one that cannot be made with these options.
+    """
+    name = config.family["name"]
+    files = {row["name"]: row["file"] for row in family_table()}
+    if name not in files:
+        raise UserError("family", name, allowed=", ".join(files), hint="archsmith families lists them.")
+    module = import_module(files[name].removesuffix(".py").replace("/", "."))
+    try:
+        family: AtomFamily = module.open_family(image=task.input_shape, num_classes=task.num_classes, **config.family)
+        family.build(family.largest())
+    except (TypeError, ValueError, LookupError) as error:
+        options = {key: value for key, value in config.family.items() if key != "name"}
+        if isinstance(error, UserError) or not options:
+            raise
+        raise UserError(
+            "family options",
+            options,
+            allowed=f"what the family {name} can be built with",
+            hint=f"Building it fails: {error}.",
+        ) from error
+    return family
+
+
+def _check_disk_space(out: str | Path, searcher: Searcher) -> None:
+    """Refuse to start where three checkpoints (two kept, one written) and two finished results have no room."""
+    tensors, _ = searcher.state()
+    check_disk_space(out, 5 * sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def _read(run: Run) -> Outcome:
+    """Return what a finished run ended with."""
+    result = run.result()
+    assert result is not None
+    return Outcome(run.path, result)
+
+
+class _EarlyJournal:
+    """The journal of a run that does not exist yet: keeps its events and hands them over once there is one."""
+
+    def __init__(self) -> None:
+        self._early: list[dict[str, Any]] = []
+        self._run: Run | None = None
 
     def record(self, kind: str, **fields: Any) -> None:
-        """Forget the event."""
+        """Keep the event, or pass it on to the run."""
+        if self._run is None:
+            self._early.append({"kind": kind, **fields})
+        else:
+            self._run.record(kind, **fields)
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Return nothing."""
-        return []
+        """Return the events of one kind, or all of them."""
+        if self._run is not None:
+            return self._run.events(kind)
+        return [event for event in self._early if kind is None or event["kind"] == kind]
+
+    def continue_in(self, run: Run) -> None:
+        """Write what was kept to ``run``, and everything from now on."""
+        if self._early:
+            run.record_many(self._early)
+        self._run = run
 
 
 def _record_environment(run: Run) -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from archsmith.core.errors import ArchsmithError, UserError
+from archsmith.core.errors import ArchsmithError, Shown, UserError
 
 if TYPE_CHECKING:
     from archsmith.api import Outcome
@@ -49,6 +49,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 @app.command()
 def search(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Run exactly this config.yaml; beside it only --out, --time and --quiet are accepted."),
+    ] = None,
     method: Annotated[str, typer.Option(help="Slug of a search method; see archsmith methods.")] = "atomnas",
     task: Annotated[str, typer.Option(help="Name of a task; see archsmith tasks.")] = "digits",
     data: Annotated[Path | None, typer.Option(help="File or folder that the task reads.")] = None,
@@ -71,6 +76,11 @@ def search(
     from archsmith.run.stop import parse_duration
 
     raise_malloc_thresholds()
+    limit = None if time_limit is None else parse_duration(time_limit)
+    if config is not None:
+        _refuse_beside_config(context)
+        _summarise(api.search_file(config, out=out or Path("runs") / config.stem, time_limit=limit, quiet=quiet))
+        return
     outcome = api.search(
         task,
         method=method,
@@ -83,7 +93,7 @@ def search(
         task_options=_pairs(task_set, "--task-set"),
         family_options=_pairs(family_set, "--family-set"),
         threads=threads,
-        time_limit=parse_duration(time_limit) if time_limit else None,
+        time_limit=limit,
         quiet=quiet,
     )
     _summarise(outcome)
@@ -101,7 +111,7 @@ def resume(
     from archsmith.run.stop import parse_duration
 
     raise_malloc_thresholds()
-    limit = parse_duration(time_limit) if time_limit else None
+    limit = None if time_limit is None else parse_duration(time_limit)
     _summarise(api.resume(run, time_limit=limit, quiet=quiet))
 
 
@@ -185,6 +195,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ArchsmithError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
+
+
+def _refuse_beside_config(context: typer.Context) -> None:
+    """A file's configuration is run as it is: an option that changes it belongs into the file."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE" and name not in ("config", "out", "time_limit", "quiet"):
+            raise UserError(
+                "--config",
+                Shown(f"the file together with {parameter.opts[0]}"),
+                allowed="beside --config only --out, --time and --quiet",
+                hint="Write the change into a copy of the file.",
+            )
 
 
 def _pairs(texts: Sequence[str] | None, option: str) -> dict[str, Any]:
