@@ -161,11 +161,12 @@ def test_an_edited_source_is_not_executed(run):
     folder = run / "networks/final"
     trace = run / "executed"
     source = (folder / "model.py").read_text()
-    (folder / "model.py").write_text(f"open({str(trace)!r}, 'w').close()\n{source}")
+    (folder / "model.py").write_text(f"{source}\n\nopen({str(trace)!r}, 'w').close()\n")
     report = verify_run(run)
     assert not trace.exists()
     assert failed(report) == {"sha256 of model.py", "model.py"}
-    assert "differs in line 1 from what archsmith writes" in details(report)["model.py"]
+    line = source.count("\n") + 1
+    assert f"differs in line {line} from what archsmith writes" in details(report)["model.py"]
     unchecked = {row.name for row in report.rows if row.status == "not checked"}
     assert unchecked == {"fresh process", "macs", "params", "memory", "latency", "valid_accuracy", "test_accuracy"}
 
