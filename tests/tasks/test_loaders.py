@@ -37,9 +37,16 @@ def epoch(task, **arguments):
     return torch.cat([b.inputs for b in task.batches("train", batch_size=4, **arguments)])
 
 
+def elsewhere():
+    """A generator whose state nobody can foresee."""
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
 LOADERS = {
     "shuffled": lambda: DataLoader(Noisy(21), batch_size=4, shuffle=True),
-    "own generator": lambda: DataLoader(Noisy(21), batch_size=4, shuffle=True, generator=torch.Generator()),
+    "own generator": lambda: DataLoader(Noisy(21), batch_size=4, shuffle=True, generator=elsewhere()),
     "sampler": lambda: DataLoader(Noisy(21), batch_size=4, sampler=RandomSampler(range(21), replacement=True)),
     "batch sampler": lambda: DataLoader(Noisy(21), batch_sampler=BatchSampler(RandomSampler(range(21)), 4, True)),
     "workers": lambda: DataLoader(Noisy(21), batch_size=4, shuffle=True, num_workers=1),
