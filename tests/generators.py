@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from archsmith.space import (
@@ -22,6 +25,12 @@ from archsmith.space import (
     Subset,
     When,
 )
+
+# The same examples everywhere and every time, and no clock: a busy machine must not fail a test.
+settings.register_profile(
+    "archsmith", derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("archsmith")
 
 finite_floats = st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | finite_floats | st.text(max_size=5)
@@ -113,3 +122,32 @@ def product_spaces(draw: st.DrawFn, *, real: bool = False) -> ProductSpace:
             weights["net/*/w"] = 1
         constraints.append(Linear(weights, low=draw(st.integers(-3, 2)), high=draw(st.integers(2, 6))))
     return ProductSpace("random", elements, constraints=constraints)
+
+
+BUDGET_UNITS = {
+    "macs": ["", "k", "K", "M", "G", "x"],
+    "params": ["", "k", "K", "M", "G", "x"],
+    "memory": ["B", "kB", "MB", "GB", "KiB", "MiB", "GiB", "x"],
+    "latency": ["us", "ms", "s", "x"],
+    "throughput": ["/s", "x"],
+    "energy": ["uJ", "mJ", "J", "x"],
+}
+
+
+def limit_texts(cost: str) -> st.SearchStrategy[str]:
+    numbers = (
+        st.integers(1, 10**13).map(lambda n: f"{n // 10**4}.{n % 10**4:04d}")
+        | st.integers(1, 10**12).map(str)
+        | st.floats(1e-200, 1e200).map(repr)
+    )
+    relation = ">=" if cost == "throughput" else "<="
+    return st.builds(
+        lambda number, unit: f"{cost}{relation}{number}{unit}", numbers, st.sampled_from(BUDGET_UNITS[cost])
+    )
+
+
+budgets = st.lists(st.sampled_from(sorted(BUDGET_UNITS)), min_size=1, unique=True).flatmap(
+    lambda costs: st.tuples(*map(limit_texts, costs)).map(", ".join)
+)
+
+few_losses = st.sampled_from([-math.inf, -1.0, 0.0, 1.0, 2.0, math.inf, math.nan])

@@ -40,8 +40,9 @@ from archsmith.space.deciders import (
     Uniform,
     first_allowed,
 )
-from archsmith.space.dimensions import Categorical, Count, Dimension, Interval, Options, Ordinal, Real, Subset
+from archsmith.space.dimensions import Categorical, Count, Dimension, Ordinal, Real, Subset
 from archsmith.space.elements import Element, Given, Group, Repeat
+from archsmith.space.options import Interval, Options
 from archsmith.space.pareto import dominates, non_dominated, pareto_front
 from archsmith.space.product import ProductSpace
 from archsmith.space.trial import Objective, Result, Trial

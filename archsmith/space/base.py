@@ -32,7 +32,7 @@ from archsmith.space.deciders import (
     first_allowed,
     is_allowed,
 )
-from archsmith.space.dimensions import Interval, Options, draw
+from archsmith.space.options import Interval, Options, draw
 from archsmith.space.values import Value
 
 ATTEMPTS = 1_000

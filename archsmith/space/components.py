@@ -18,12 +18,12 @@ import numpy as np
 
 from archsmith.space.conditions import Atom
 from archsmith.space.constraints import Linear
-from archsmith.space.dimensions import Interval, draw, draw_below
 from archsmith.space.elements import Slot
+from archsmith.space.options import Interval, draw, draw_below
 from archsmith.space.values import Value
 
-WORK_LIMIT = 2_000_000
-"""Most (state, option) pairs that are followed per component; beyond it counting gives up (see ``Component.exact``)."""
+WORK_LIMIT = 500_000
+"""Most (state, option) pairs that are followed per component; beyond it, after about a second, counting gives up."""
 
 Sum = float | Literal["untouched", "satisfied"]
 
@@ -60,6 +60,11 @@ class Component:
         self._open_atoms = _open_atoms(self.slots)
         self._rest = [_rest_bounds(self.slots, constraint) for constraint in self.constraints]
         self._slack = [_slack(self.slots, constraint) for constraint in self.constraints]
+        self._carried = [self._carry(at) for at in range(len(self.slots))]
+        self._weights = [
+            [(n, c.weights[slot.path]) for n, c in enumerate(self.constraints) if slot.path in c.weights]
+            for slot in self.slots
+        ]
         self._masks: dict[tuple[int, State], np.ndarray | None] = {}
 
     @cached_property
@@ -86,26 +91,29 @@ class Component:
             value: The decision; ignored when the slot is not active.
             active: Whether the slot's condition holds.
         """
-        slot = self.slots[at]
-        known = dict(zip(self._open_atoms[at], state.truths, strict=True))
         truths = tuple(
-            (active and atom.test(value)) if atom.path == slot.path else known[atom]
-            for atom in self._open_atoms[at + 1]
+            [state.truths[old] if atom is None else active and atom.test(value) for old, atom in self._carried[at]]
         )
-        sums: list[Sum] = []
-        for number, constraint in enumerate(self.constraints):
-            total = state.sums[number]
-            weight = constraint.weights.get(slot.path)
-            if weight is not None and total != "satisfied":
-                if active:
-                    assert isinstance(value, int | float)
-                    total = (0 if total == "untouched" else total) + weight * value
-                settled = self._settled(number, at, total)
-                if settled is None:
-                    return None
-                total = settled
-            sums.append(total)
+        if not self._weights[at]:
+            return State(truths, state.sums)
+        sums = list(state.sums)
+        for number, weight in self._weights[at]:
+            total = sums[number]
+            if total == "satisfied":
+                continue
+            if active:
+                assert isinstance(value, int | float)
+                total = (0 if isinstance(total, str) else total) + weight * value
+            settled = self._settled(number, at, total)
+            if settled is None:
+                return None
+            sums[number] = settled
         return State(truths, tuple(sums))
+
+    def _carry(self, at: int) -> list[tuple[int, Atom | None]]:
+        """Return per atom that is open after the slot where its truth stands before, or the atom to test there."""
+        before = {atom: i for i, atom in enumerate(self._open_atoms[at])}
+        return [(before[a], None) if a in before else (0, a) for a in self._open_atoms[at + 1]]
 
     def _settled(self, number: int, at: int, total: Sum) -> Sum | None:
         """Return the sum, "satisfied" when nothing can break it any more, ``None`` when nothing can save it."""
@@ -152,9 +160,7 @@ class Component:
     def _is_plain(self, at: int) -> bool:
         """Tell whether all options of the slot have the same effect, so that they need not be told apart."""
         path = self.slots[at].path
-        return not any(path in c.weights for c in self.constraints) and all(
-            a.path != path for a in self._open_atoms[at + 1]
-        )
+        return not self._weights[at] and all(atom.path != path for atom in self._open_atoms[at + 1])
 
     def _effort(self, at: int) -> int:
         return 1 if self._is_plain(at) else int(self.slots[at].dimension.size)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from archsmith.core.errors import ArchsmithError, UserError
-from archsmith.space.dimensions import Interval, Options, Subsets, described, draw, option_count
+from archsmith.space.options import Interval, Options, Subsets, described, draw, option_count
 from archsmith.space.values import Value, strict_key
 
 Mask = np.ndarray | None

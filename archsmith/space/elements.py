@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 from archsmith.core.errors import UserError
 from archsmith.space.conditions import AllOf, Condition, When, condition_from_json
 from archsmith.space.constraints import Constraint, Linear, Predicate, linear_from_json
-from archsmith.space.dimensions import Count, Dimension, Interval, Ordinal, dimension_from_json
+from archsmith.space.dimensions import Count, Dimension, Ordinal, dimension_from_json
+from archsmith.space.options import Interval
 
 
 @dataclass(frozen=True)

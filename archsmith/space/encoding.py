@@ -27,8 +27,9 @@ from archsmith.core.errors import UserError
 from archsmith.space.architecture import Architecture
 from archsmith.space.base import EncodingKind, Invalid
 from archsmith.space.conditions import Condition
-from archsmith.space.dimensions import Dimension, Real, Subset, option_count
+from archsmith.space.dimensions import Dimension, Real, Subset
 from archsmith.space.elements import Slot
+from archsmith.space.options import option_count
 from archsmith.space.values import Value, strict_key
 
 INACTIVE: Any = object()

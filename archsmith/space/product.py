@@ -23,9 +23,10 @@ from archsmith.space.base import (
 from archsmith.space.components import Component, State, split
 from archsmith.space.constraints import Constraint
 from archsmith.space.deciders import DeadEnd, Decide, checked
-from archsmith.space.dimensions import Dimension, Interval, Options, draw, draw_below
+from archsmith.space.dimensions import Dimension
 from archsmith.space.elements import Element, Flattened, Group, Slot, element_from_json, element_to_json
 from archsmith.space.encoding import Encoding
+from archsmith.space.options import Interval, Options, draw, draw_below
 from archsmith.space.values import FrozenDict, Value
 
 FORMAT_VERSION = 1
@@ -55,6 +56,7 @@ class ProductSpace(Space):
         UserError: See ``elements.Flattened``.
 
     Example:
+        >>> from archsmith.space import AtLeast, Count
         >>> space = ProductSpace("toy", {"k3": Count(0, 4), "k5": Count(0, 4)}, constraints=[AtLeast(["k3", "k5"], 1)])
         >>> space.size
         24

@@ -34,7 +34,7 @@ from archsmith.space import (
     sample_by_decisions,
 )
 from archsmith.space.deciders import Decide, checked
-from archsmith.space.dimensions import Options
+from archsmith.space.options import Options
 from archsmith.space.values import Value
 from archsmith.testing.space import SpaceContract
 

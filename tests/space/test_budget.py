@@ -3,35 +3,12 @@ from __future__ import annotations
 import math
 
 import pytest
+from generators import BUDGET_UNITS, budgets
 from hypothesis import given
 from hypothesis import strategies as st
 
 from archsmith.core.errors import UserError
 from archsmith.space import Budget, Limit
-
-UNITS = {
-    "macs": ["", "k", "K", "M", "G", "x"],
-    "params": ["", "k", "K", "M", "G", "x"],
-    "memory": ["B", "kB", "MB", "GB", "KiB", "MiB", "GiB", "x"],
-    "latency": ["us", "ms", "s", "x"],
-    "throughput": ["/s", "x"],
-    "energy": ["uJ", "mJ", "J", "x"],
-}
-
-
-def texts(cost: str) -> st.SearchStrategy[str]:
-    numbers = (
-        st.integers(1, 10**13).map(lambda n: f"{n // 10**4}.{n % 10**4:04d}")
-        | st.integers(1, 10**12).map(str)
-        | st.floats(1e-200, 1e200).map(repr)
-    )
-    relation = ">=" if cost == "throughput" else "<="
-    return st.builds(lambda number, unit: f"{cost}{relation}{number}{unit}", numbers, st.sampled_from(UNITS[cost]))
-
-
-budgets = st.lists(st.sampled_from(sorted(UNITS)), min_size=1, unique=True).flatmap(
-    lambda costs: st.tuples(*map(texts, costs)).map(", ".join)
-)
 
 
 @given(budgets)
@@ -43,7 +20,7 @@ def test_text_round_trip(text: str) -> None:
 
 @given(budgets, st.integers(1, 10**12))
 def test_resolved_budgets_round_trip_and_hold_at_their_limit(text: str, reference: int) -> None:
-    resolved = Budget.parse(text).resolve(dict.fromkeys(UNITS, reference))
+    resolved = Budget.parse(text).resolve(dict.fromkeys(BUDGET_UNITS, reference))
     assert not any(limit.relative for limit in resolved.limits)
     assert Budget.parse(str(resolved)) == resolved
     assert resolved.violations({limit.cost: limit.value for limit in resolved.limits}) == []

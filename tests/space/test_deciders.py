@@ -27,7 +27,7 @@ from archsmith.space import (
     sample_by_decisions,
 )
 from archsmith.space.deciders import is_allowed, option_index
-from archsmith.space.dimensions import Subsets
+from archsmith.space.options import Subsets
 
 
 def layers() -> ProductSpace:

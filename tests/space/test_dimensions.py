@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from archsmith.core.errors import UserError
 from archsmith.space import Categorical, Count, Ordinal, Real, Subset
-from archsmith.space.dimensions import Dimension, dimension_from_json, draw_below
+from archsmith.space.dimensions import Dimension, dimension_from_json
+from archsmith.space.options import draw_below
 
 
 @given(finite_dimensions())

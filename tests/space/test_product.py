@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from generators import product_spaces
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from archsmith.core.errors import UserError
@@ -53,7 +53,6 @@ def satisfied(constraint: Linear, decided: Mapping[str, object]) -> bool:
 
 
 @given(product_spaces())
-@settings(max_examples=80, deadline=None)
 def test_size_and_enumeration_equal_brute_force(space: ProductSpace) -> None:
     expected = brute_force(space)
     everything = list(space.enumerate())
@@ -63,7 +62,6 @@ def test_size_and_enumeration_equal_brute_force(space: ProductSpace) -> None:
 
 
 @given(product_spaces(), st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
 def test_masks_are_exact(space: ProductSpace, seed: int) -> None:
     """An option is allowed if and only if some valid architecture continues the decisions so far with it."""
     expected = brute_force(space)
@@ -79,7 +77,6 @@ def test_masks_are_exact(space: ProductSpace, seed: int) -> None:
 
 
 @given(product_spaces(real=True), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
 def test_laws_on_random_spaces(space: ProductSpace, seed: int) -> None:
     rng = np.random.default_rng(seed)
     assume(space.size > 0)

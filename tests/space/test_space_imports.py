@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import doctest
+import importlib
 import subprocess
 import sys
+
+import pytest
 
 
 def test_the_room_is_light() -> None:
@@ -16,3 +20,10 @@ def test_every_public_name_exists() -> None:
 
     assert all(hasattr(space, name) for name in space.__all__)
     assert sorted(space.__all__, key=lambda name: (not name.isupper(), name)) == list(space.__all__)
+
+
+@pytest.mark.parametrize("name", ["", ".architecture", ".budget", ".constraints", ".product"])
+def test_examples_run(name: str) -> None:
+    outcome = doctest.testmod(importlib.import_module(f"archsmith.space{name}"))
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
