@@ -113,6 +113,10 @@ class Atoms:
         owned = [name for block in self.blocks for name in block.groups]
         if sorted(names) != sorted(owned) or len(set(names)) != len(names):
             raise ValueError(f"every group must belong to exactly one block, got groups {names} and blocks of {owned}.")
+        for block in self.blocks:
+            units = sum(self.group(name).size for name in block.groups)
+            if units < block.minimum:
+                raise ValueError(f"block '{block.name}' has {units} units, fewer than its minimum of {block.minimum}.")
 
     def __iter__(self) -> Iterator[AtomGroup]:
         return iter(self.groups)

@@ -108,6 +108,10 @@ def _revive(kept: Tensor, scores: Tensor, count: int) -> None:
         kept[order[: min(count, int((~kept).sum()))]] = True
 
 
+Step = list[tuple[str, list[int], bool]]
+"""One step towards a budget: ``(group, units, whether they live after it)``."""
+
+
 def fit_budget(
     atoms: Atoms,
     scores: Mapping[str, Tensor],
@@ -125,21 +129,25 @@ def fit_budget(
         keep: Units considered at all; default all.
         divisor: Units go in chunks, so that a group's width stays a multiple of it (or becomes zero).
 
-    Units go in ascending order of their chunk's mean magnitude; the last ``minimum`` units of a block never go.
-    ``fits`` is called about log2(number of units) times.
+    Units go in ascending order of their chunk's mean magnitude; the last ``minimum`` units of a block never go. If all
+    that is not enough, blocks exchange what they must keep for what costs the fewest MACs, in their order. ``fits`` is
+    called about log2(number of units) times.
     """
     start = {g.name: (keep[g.name] if keep else torch.ones(g.size, dtype=torch.bool)).clone() for g in atoms}
-    removal = _removal_order(atoms, scores, start, divisor)
+    steps: list[Step] = [[(name, units, False)] for name, units in _removal_order(atoms, scores, start, divisor)]
 
     def mask(count: int) -> Keep:
         result = {name: value.clone() for name, value in start.items()}
-        for name, units in removal[:count]:
-            result[name][units] = False
+        for step in steps[:count]:
+            for name, units, living in step:
+                result[name][units] = living
         return result
 
-    if not fits(mask(len(removal))):
-        return None
-    low, high = 0, len(removal)
+    if not fits(least := mask(len(steps))):
+        steps += _exchanges(atoms, scores, start, least, divisor)
+        if not fits(mask(len(steps))):
+            return None
+    low, high = 0, len(steps)
     while low < high:
         middle = (low + high) // 2
         if fits(mask(middle)):
@@ -179,3 +187,38 @@ def _removal_order(
         left[block.name] -= len(chunk)
         removal.append((name, chunk))
     return removal
+
+
+def _exchanges(atoms: Atoms, scores: Mapping[str, Tensor], start: Keep, least: Keep, divisor: int) -> list[Step]:
+    """Return for each block that must keep units the step from what is left to what costs the fewest MACs."""
+    steps: list[Step] = []
+    for block in atoms.blocks:
+        cheapest = _cheapest_widths(atoms, block, start, divisor)
+        macs = {name: atoms.group(name).cost["macs"] for name in block.groups}
+        now = sum(macs[name] * int(least[name].sum()) for name in block.groups)
+        if cheapest is None or sum(macs[name] * width for name, width in cheapest.items()) >= now:
+            continue
+        step: Step = []
+        for name, width in cheapest.items():
+            order = torch.sort(scores[name].detach().abs(), descending=True, stable=True).indices.tolist()
+            living = [unit for unit in order if start[name][unit]]
+            step += [(name, living[:width], True), (name, living[width:], False)]
+        steps.append(step)
+    return steps
+
+
+def _cheapest_widths(atoms: Atoms, block: AtomBlock, start: Keep, divisor: int) -> dict[str, int] | None:
+    """Return the allowed width of each group that together cost the fewest MACs, None if nothing is allowed."""
+    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}  # by units, counted up to the minimum
+    for name in block.groups:
+        macs, living = atoms.group(name).cost["macs"], int(start[name].sum())
+        longer: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for units, (total, widths) in best.items():
+            for width in sorted({*range(0, living, divisor), living}):
+                reached = min(block.minimum, units + width)
+                candidate = (total + macs * width, (*widths, width))
+                longer[reached] = min(longer.get(reached, candidate), candidate)
+        best = longer
+    if block.minimum not in best:
+        return None
+    return dict(zip(block.groups, best[block.minimum][1], strict=True))

@@ -356,8 +356,9 @@ def _refresh_attributes(model: nn.Module, undo: ExitStack) -> None:
     for module in model.modules():
         wanted: dict[str, int] = {}
         if isinstance(module, nn.Conv2d):
-            depthwise = module.groups == module.in_channels and module.weight.shape[1] == 1
-            groups = module.weight.shape[0] if depthwise and module.groups > 1 else module.groups
+            groups = module.groups
+            if groups > 1:  # only whole groups are ever cut, their number of outputs stays
+                groups = module.weight.shape[0] // (module.out_channels // groups)
             wanted = {"groups": groups, "out_channels": module.weight.shape[0]}
             wanted["in_channels"] = module.weight.shape[1] * groups
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.weight is not None:
