@@ -122,7 +122,9 @@ def _translate(graph: fx.Graph, user_inputs: set[Any]) -> Graph:
     storages = _Storages()
     for node in graph.nodes:
         storages.note(node)
-    nodes = [_node(node, user_inputs, storages) for node in graph.nodes]
+    # Unpacking takes every result, also those that nobody reads: they are free once the operator is done.
+    taken = [node for node in graph.nodes if node.users or node.target is not operator.getitem]
+    nodes = [_node(node, user_inputs, storages) for node in taken]
     return Graph(tuple(nodes), tuple(storages.sizes))
 
 

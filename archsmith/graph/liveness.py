@@ -47,9 +47,8 @@ def liveness(graph: Graph) -> Timeline:
     """Return when each activation storage of ``graph`` is alive.
 
     Inputs are alive from the very start until their last reader (an unread one only at the start), outputs until the
-    end. Parameters, buffers and constants, and whatever is a view of them, are not counted.
+    end, because the output node reads them. Parameters, buffers and constants, and their views, are not counted.
     """
-    last = len(graph.nodes) - 1
     state = graph.state
     spans: dict[int, tuple[int, int]] = {}
     for index, node in enumerate(graph.nodes):
@@ -57,8 +56,6 @@ def liveness(graph: Graph) -> Timeline:
             if storage not in state:
                 born = 0 if node.kind == "input" else index
                 spans[storage] = (spans.get(storage, (born, born))[0], index)
-    for storage in graph.outputs - state:
-        spans[storage] = (spans[storage][0], last)
 
     # Bytes change when a storage is born and after it died, so a running sum over the changes is the whole timeline.
     change = [0] * (len(graph.nodes) + 1)

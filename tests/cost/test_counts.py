@@ -87,6 +87,7 @@ def test_fused_attention_operators_called_by_name():
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
 
     assert macs(attend, *[(3, 2, 5, 8)] * 3) == 2 * 5 * 5 * 16
+    assert macs(attend, (3, 8, 5, 8), (3, 2, 7, 8), (3, 2, 7, 8)) == 8 * 5 * 7 * 16
 
 
 def test_attention_with_a_mask_and_under_inference_mode():
