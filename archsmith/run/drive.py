@@ -277,11 +277,11 @@ def _require_finite(run: Run, figures: Mapping[str, Any], position: Position) ->
     broken = [name for name, value in figures.items() if isinstance(value, float) and not math.isfinite(value)]
     if broken:
         run.record("diverged", epoch=figures["epoch"], step=None)
-        name = broken[0]
+        name, value = broken[0], figures[broken[0]]
         raise ArchsmithError(
-            f"{run.path}: the {name.replace('_', ' ')} is {figures[name]} after epoch {figures['epoch'] + 1}, whose last "
-            f"batch was step {position.total} of the run. Lower the learning rate (--set lr=...), or look for NaN in the "
-            f"data. {_last_good(run)}"
+            f"{run.path}: the {name.replace('_', ' ')} is {value} after epoch {figures['epoch'] + 1}, whose last batch "
+            f"was step {position.total} of the run. Lower the learning rate (--set lr=...), or look for NaN in the data. "
+            f"{_last_good(run)}"
         )
 
 
