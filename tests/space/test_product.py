@@ -246,6 +246,17 @@ def test_groups_scope_their_paths() -> None:
     assert ProductSpace("subset", {"cell": chosen}).size == 2 + 2 * 4
 
 
+def test_constraints_hold_in_every_active_repetition() -> None:
+    pair = {"a": Count(0, 1), "b": Count(0, 1)}
+    some = ProductSpace("deep", {"net": Repeat(Count(0, 2), Group(pair, [AtLeast(["a", "b"], 1)]))})
+    assert some.size == 1 + 3 + 9
+    seen: list[set[str]] = []
+    differ = Predicate("a differs from b", lambda d: seen.append(set(d)) or d["a"] != d["b"])
+    unequal = ProductSpace("deep", {"net": Repeat(Count(0, 2), Group(pair, [differ]))})
+    assert unequal.size == 1 + 2 + 4
+    assert all(paths == {"a", "b"} for paths in seen)  # never asked about a repetition that is not there
+
+
 def test_groups_name_decisions_of_a_kind() -> None:
     space = ProductSpace("net", {"blocks/3/k5": Count(0, 1), "head": Count(0, 1, group="width")})
     assert [d.group for d in space.trace(space.validate({"blocks/3/k5": 1, "head": 0}))] == ["blocks/*/k5", "width"]
