@@ -280,8 +280,8 @@ def _require_finite(run: Run, figures: Mapping[str, Any], position: Position) ->
         name, value = broken[0], figures[broken[0]]
         raise ArchsmithError(
             f"{run.path}: the {name.replace('_', ' ')} is {value} after epoch {figures['epoch'] + 1}, whose last batch "
-            f"was step {position.total} of the run. Lower the learning rate (--set lr=...), or look for NaN in the data. "
-            f"{_last_good(run)}"
+            f"was step {position.total} of the run. Lower the learning rate (--set lr=...), or look for NaN in the "
+            f"data. {_last_good(run)}"
         )
 
 
