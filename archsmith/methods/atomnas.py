@@ -16,6 +16,7 @@ evaluation mode is absorbed by the next running mean, so a cut preserves the out
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from archsmith.atoms.groups import tensors_of
 from archsmith.atoms.penalty import ScalePenalty, Weighting, penalty_weights
-from archsmith.atoms.score import Keep, alive, cost_of, fit_budget, protect
+from archsmith.atoms.score import Keep, alive, cost_of, fit_budget, mask_by_macs_budget, protect
 from archsmith.atoms.surgery import CutReport, cut_
 from archsmith.core.errors import UserError
 from archsmith.core.rng import seed_of
@@ -78,7 +79,7 @@ class Settings(BaseModel):
     ema_reference_batch: int = Field(4096, ge=1)
     recalibration_batches: int = Field(16, ge=1)
     recalibration_batch_size: int = Field(256, ge=2)
-    budget_by: float = Field(0.7, gt=0, le=1, description="fraction of the epochs after which the budget holds")
+    budget_by: float = Field(0.5, gt=0, le=1, description="fraction of the epochs after which the budget holds")
 
     @model_validator(mode="after")
     def _ordered(self) -> Settings:
@@ -90,6 +91,12 @@ class Settings(BaseModel):
 TASK_OPTIONS = {"label_smoothing": 0.1}
 """Options of the task that belong to the paper's recipe."""
 
+STEERING_FACTOR = 1.3
+"""By how much the budget moves the penalty at the end of an epoch."""
+
+STEERING_TOLERANCE = 0.05
+"""Deviation of the boundary from its plan that is left alone."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {
@@ -98,7 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "linear",
         "lr": 0.02,
         "lr_warmup_epochs": 1.0,
-        "rho": 5e-4,
+        "rho": 1e-3,
         "warmup_epochs": 4.0,
         "ema_decay": 0.99,
         "ema_reference_batch": 64,
@@ -111,7 +118,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "linear",
         "lr": 0.03,
         "lr_warmup_epochs": 2.0,
-        "rho": 5e-4,
+        "rho": 1e-3,
         "warmup_epochs": 4.0,
         "ema_decay": 0.98,
         "ema_reference_batch": 64,
@@ -320,18 +327,29 @@ class Searcher:
         return bool(self.costs.limits) and self.costs.fits(self.atoms, keep)
 
     def _steer(self) -> None:
-        """Move the pressure so that the living MACs follow a geometric path to the budget; let go when it is met."""
-        keep = self._alive()
+        """Move the pressure so that the network is on its way to the budget; let go when the budget is met.
+
+        All scales start at 1 and are pulled down by a constant force, so atoms die in numbers when they arrive at the
+        threshold; counting the living would tell too late. What is steered is the *boundary*: the scale below which lie
+        as many MACs as must go. It has to come down from 1 to 0 on a line that ends at ``budget_epoch``.
+        """
         if not self.costs.limits or self.budget_met:
             return
-        if self._within_budget(keep):
+        if self._within_budget(self._alive()):
             self.budget_met = True
             return
-        start, end, now = self.settings.warmup_epochs, self.budget_epoch, self.position.epoch + 1
-        if now > start:
-            living = (cost_of(self.atoms, keep, "macs") + self.costs.base["macs"]) / self.costs.largest["macs"]
-            planned = self.costs.target_fraction ** min(1.0, (now - start) / max(1.0, end - start))
-            self.pressure = min(64.0, max(0.125, self.pressure * (1.5 if living > planned else 1 / 1.5)))
+        averages = self._averages()
+        excess = (
+            self.costs.base["macs"] + self.atoms.cost("macs") - self.costs.target_fraction * self.costs.largest["macs"]
+        )
+        _, boundary, _ = mask_by_macs_budget(
+            [averages[group.name] for group in self.atoms], [group.cost["macs"] for group in self.atoms], excess
+        )
+        start, end, now = self.settings.free_epochs, self.budget_epoch, self.position.epoch + 1
+        planned = 1.0 - (now - start) / max(1.0, end - start)
+        if now >= self.settings.warmup_epochs and abs(boundary - planned) > STEERING_TOLERANCE:
+            factor = STEERING_FACTOR if boundary > planned else 1.0 / STEERING_FACTOR
+            self.pressure = min(64.0, max(0.25, self.pressure * factor))
 
     def _shrink(self, *, last: bool) -> CutReport | None:
         """Cut dead atoms when they are worth it, and what the budget demands when its time has come."""
@@ -387,14 +405,16 @@ class Searcher:
         return network
 
     def _training_inputs(self, epoch: int) -> Iterator[Tensor]:
+        """Yield large batches of training images, each joined from training batches (a loader's size is its own)."""
         s = self.settings
-        size = min(s.recalibration_batch_size, self.task.size("train"))
         seed = seed_of(self.seed, "recalibrate")
-        batches = self.task.batches("train", batch_size=size, seed=seed, epoch=epoch)
-        for count, batch in enumerate(batches, start=1):
-            yield batch.inputs.contiguous(memory_format=self.format)
-            if count == s.recalibration_batches:
+        batches = self.task.batches("train", batch_size=s.batch_size, seed=seed, epoch=epoch)
+        each = max(1, round(s.recalibration_batch_size / s.batch_size))
+        for _ in range(s.recalibration_batches):
+            joined = [batch.inputs for batch in islice(batches, each)]
+            if not joined:
                 return
+            yield torch.cat(joined).contiguous(memory_format=self.format)
 
     # ------------------------------------------------------------------ exact resume
 
