@@ -20,10 +20,10 @@ from archsmith.core.protocols import Logger
 from archsmith.families import family_table
 from archsmith.methods import load_method
 from archsmith.run.checkpoints import check_disk_space
+from archsmith.run.checks import Report
 from archsmith.run.costs import AtomFamily, CostModel
 from archsmith.run.directory import Run
 from archsmith.run.drive import Searcher, drive
-from archsmith.run.report import Report
 from archsmith.run.stop import StopRequest
 from archsmith.run.verify import verify_run
 from archsmith.space import Budget

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from archsmith.core.errors import UserError
 from archsmith.cost.backends import Target
 from archsmith.cost.latency import Latency, claim, measure_latency
-from archsmith.run.report import Failed, NotChecked
+from archsmith.run.checks import Failed, NotChecked
 from archsmith.tasks.base import Task
 
 RECORDED = {"macs": "macs", "params": "params", "memory": "memory_bytes"}

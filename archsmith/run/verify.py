@@ -18,8 +18,8 @@ import yaml
 from archsmith.core.errors import ArchsmithError, Shown, UserError
 from archsmith.core.files import read_json, sha256_file
 from archsmith.core.journal import Event, Journal, JournalError
+from archsmith.run.checks import Failed, NotChecked, Report, Row, Rows
 from archsmith.run.directory import FORMAT_VERSION, config_differences
-from archsmith.run.report import Failed, NotChecked, Report, Row, Rows
 from archsmith.run.verify_network import OnTestRead, once, verify_network
 from archsmith.space import Budget
 from archsmith.tasks.base import Task

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from archsmith.core.errors import UserError
 from archsmith.core.files import read_json, sha256_file
+from archsmith.run.checks import Failed, NotChecked, Report, Rows
 from archsmith.run.claims import RECORDED, check_accuracy, check_cost, check_latency
 from archsmith.run.constructor import Call, parse_call
 from archsmith.run.costs import exact_costs
@@ -26,7 +27,6 @@ from archsmith.run.rebuild import (
     rebuild_network,
     run_fresh,
 )
-from archsmith.run.report import Failed, NotChecked, Report, Rows
 from archsmith.run.source import source_of
 from archsmith.space import Architecture, ProductSpace
 from archsmith.tasks.base import Task

@@ -11,12 +11,12 @@ import archsmith.run.claims as claims
 from archsmith.core.errors import UserError
 from archsmith.core.files import sha256_file, write_json
 from archsmith.cost import measure_latency
+from archsmith.run.checks import Failed, NotChecked, Row, Rows
 from archsmith.run.claims import check_accuracy, check_cost, check_latency
 from archsmith.run.costs import exact_costs
 from archsmith.run.directory import Run
 from archsmith.run.export import export_network
 from archsmith.run.onnx_file import onnx_bytes, onnx_texts
-from archsmith.run.report import Failed, NotChecked, Row, Rows
 from archsmith.run.verify import verify_network, verify_run
 from archsmith.tasks import open_task
 

@@ -1,4 +1,4 @@
-"""What a verification found: rows of checks, each with its numbers."""
+"""What a verification finds: rows of checks, each with its numbers."""
 
 from __future__ import annotations
 
