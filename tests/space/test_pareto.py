@@ -38,3 +38,11 @@ def test_ties_failures_and_missing_metrics() -> None:
     assert pareto_front([], [Objective("accuracy")]) == []
     with pytest.raises(UserError, match=r"objectives: got \[\]; allowed: at least one"):
         pareto_front(results, [])
+
+
+def test_the_front_on_many_small_grids_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        points = rng.integers(0, 3, size=(6, int(rng.integers(1, 4)))).astype(float)
+        expected = [not any(dominates(other, point) for other in points) for point in points]
+        assert non_dominated(points).tolist() == expected
