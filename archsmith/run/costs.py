@@ -89,9 +89,8 @@ class CostModel:
         self.limits: dict[str, float] = {}
         self.budget_text = ""
         if budget is not None:
-            resolved = budget.resolve(self.largest)
-            resolved.check_feasible(smallest=self.smallest, largest=self.largest)
-            self.limits = {limit.cost: limit.value for limit in resolved.limits}
+            budget.check_feasible(smallest=self.smallest, largest=self.largest)
+            self.limits = {limit.cost: limit.value for limit in budget.resolve(self.largest).limits}
             self.budget_text = str(budget)
         self.additive = bool(self.limits) and set(self.limits) <= {"macs", "params"}
 
