@@ -110,7 +110,7 @@ def search(
         opened = open_task(task, data=data, **options)
         section = {"name": task, "data": None if data is None else str(Path(data).absolute()), **options}
     else:
-        opened, section = task, {"name": task.name, "data": None, "own": True}
+        opened, section = _own_task(task, data, task_options), {"name": task.name, "data": None, "own": True}
     config = validated(
         RunConfig,
         {
@@ -202,6 +202,16 @@ def task_of(config: RunConfig) -> Task:
     return open_task(**config.task)
 
 
+def _own_task(task: object, data: str | Path | None, options: Mapping[str, Any] | None) -> Task:
+    """Return the user's task object after checking that it is one, and that nothing beside it would be ignored."""
+    if not isinstance(task, Task):
+        raise UserError("task", task, allowed="the name of a task, or an archsmith.Task")
+    if data is not None or options:
+        given = {"data": data, "task_options": options}
+        raise UserError("task", Shown(f"a task object together with {given}"), allowed="these for tasks given by name")
+    return task
+
+
 def _completed(config: RunConfig, module: ModuleType, task: Task) -> RunConfig:
     """Return the configuration with every setting of the method and the digest of the data written out."""
     given = {**module.preset_settings(task.input_shape), **config.settings}
@@ -235,6 +245,8 @@ def _run(
 
     For a new run the method is built first, so that whatever it refuses is refused before anything is written.
     """
+    if time_limit is not None and not time_limit > 0:
+        raise UserError("time_limit", time_limit, allowed="seconds above 0, or None")
     with StopRequest(time_limit=time_limit) as stop, _threads(config.runtime.threads):
         journal = _EarlyJournal()
         prepared = None if (Path(out) / "journal.jsonl").exists() else _prepared(config, task, module, journal)
