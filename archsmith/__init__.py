@@ -11,7 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    **dict.fromkeys(("Outcome", "resume", "search", "search_file", "verify"), "archsmith.api"),
+    **dict.fromkeys(("Outcome", "report", "resume", "search", "search_file", "verify"), "archsmith.api"),
     **dict.fromkeys(
         ("Architecture", "Budget", "Objective", "ProductSpace", "Result", "Space", "Trial"), "archsmith.space"
     ),

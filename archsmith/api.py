@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import platform
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,20 +13,26 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from archsmith import __version__
 from archsmith.config import RunConfig, read_config, validated
 from archsmith.core.errors import Shown, UserError
+from archsmith.core.files import read_json
 from archsmith.core.protocols import Logger
 from archsmith.families import family_table
 from archsmith.methods import load_method
+from archsmith.run.baselines import FOLDER as BASELINES
+from archsmith.run.baselines import ScalableFamily, baseline_budget, baseline_configs
 from archsmith.run.checkpoints import check_disk_space
 from archsmith.run.checks import Report
 from archsmith.run.costs import AtomFamily, CostModel
 from archsmith.run.directory import Run
 from archsmith.run.drive import Searcher, drive
+from archsmith.run.progress import say
+from archsmith.run.report import write_report
 from archsmith.run.stop import StopRequest
 from archsmith.run.verify import verify_run
 from archsmith.space import Budget
@@ -74,6 +83,7 @@ def search(
     threads: int | None = None,
     memory_format: str = "channels_last",
     time_limit: float | None = None,
+    baselines: int = 0,
     quiet: bool = False,
 ) -> Outcome:
     """Find and train a network for a task within a budget; go on if ``out`` holds the same run unfinished.
@@ -93,6 +103,8 @@ def search(
         threads: Threads inside operators; default as many as the process may use.
         memory_format: "channels_last" or "contiguous".
         time_limit: Seconds after which the run ends with the best finished result so far.
+        baselines: When above 0, train this many random architectures and the uniformly scaled network at the same cost
+            afterwards, and compare in the report.
         quiet: No progress.
 
     Returns:
@@ -125,7 +137,7 @@ def search(
         },
         field="config",
     )
-    return _run(_completed(config, module, opened), opened, module, out, time_limit, quiet)
+    return _run(_completed(config, module, opened), opened, module, out, time_limit, quiet, baselines)
 
 
 def resume(
@@ -154,7 +166,15 @@ def resume(
 
 
 def search_file(
-    config: str | Path, *, out: str | Path, time_limit: float | None = None, quiet: bool = False
+    config: str | Path,
+    *,
+    out: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    budget: str | None = None,
+    seed: int | None = None,
+    time_limit: float | None = None,
+    baselines: int = 0,
+    quiet: bool = False,
 ) -> Outcome:
     """Search under the configuration of a file: the ``config.yaml`` of another run, as it is or edited.
 
@@ -164,7 +184,11 @@ def search_file(
     Args:
         config: The file.
         out: Folder of the run.
+        settings: Hyper-parameters that replace those of the file.
+        budget: Replaces the budget of the file.
+        seed: Replaces the seed of the file.
         time_limit: As in ``search``.
+        baselines: As in ``search``.
         quiet: No progress.
 
     Raises:
@@ -172,11 +196,15 @@ def search_file(
         ArchsmithError: The run cannot go on; what was saved is kept.
     """
     written = read_config(config)
+    changed = {"budget": None if budget is None else str(Budget.parse(budget)), "seed": seed}
+    update = {key: value for key, value in changed.items() if value is not None}
+    merged = {**written.model_dump(), **update, "settings": {**written.settings, **(settings or {})}}
+    written = validated(RunConfig, merged, field="config")
     _, module = load_method(written.method)
     task = task_of(written)
     if written.task_digest:
         _require_same_data(written, task)
-    return _run(_completed(written, module, task), task, module, out, time_limit, quiet)
+    return _run(_completed(written, module, task), task, module, out, time_limit, quiet, baselines)
 
 
 def usable_cores() -> int:
@@ -239,20 +267,46 @@ def _refuse_names(field: str, given: Mapping[str, Any] | None, reserved: Sequenc
 
 
 def _run(
-    config: RunConfig, task: Task, module: ModuleType, out: str | Path, time_limit: float | None, quiet: bool
+    config: RunConfig,
+    task: Task,
+    module: ModuleType,
+    out: str | Path,
+    time_limit: float | None,
+    quiet: bool,
+    baselines: int = 0,
+) -> Outcome:
+    """Drive the run to its end, then its baselines, and write the report; a finished run is only read."""
+    if time_limit is not None and not time_limit > 0:
+        raise UserError("time_limit", time_limit, allowed="seconds above 0, or None")
+    started = time.monotonic()
+    if baselines:
+        _check_baselines(config, module, baselines)
+    path = Path(out)
+    read_only = _is_finished(path)
+    with _threads(config.runtime.threads):
+        outcome = _driven(config, task, module, path, time_limit, quiet)
+        if not read_only:
+            _write_report(path)  # now, because baselines take long
+        if baselines and outcome.status == "finished":
+            left = None if time_limit is None else max(1.0, time_limit - (time.monotonic() - started))
+            if _train_baselines(config, task, module, outcome, baselines, left, quiet) or read_only:
+                _write_report(path)
+    return outcome
+
+
+def _driven(
+    config: RunConfig, task: Task, module: ModuleType, out: Path, time_limit: float | None, quiet: bool
 ) -> Outcome:
     """Open the run, build the method and drive it; a finished run is only read.
 
     For a new run the method is built first, so that whatever it refuses is refused before anything is written.
     """
-    if time_limit is not None and not time_limit > 0:
-        raise UserError("time_limit", time_limit, allowed="seconds above 0, or None")
-    with StopRequest(time_limit=time_limit) as stop, _threads(config.runtime.threads):
+    with StopRequest(time_limit=time_limit) as stop:
         journal = _EarlyJournal()
-        prepared = None if (Path(out) / "journal.jsonl").exists() else _prepared(config, task, module, journal)
+        prepared = None if (out / "journal.jsonl").exists() else _prepared(config, task, module, journal)
         if prepared is not None:
             _check_disk_space(out, prepared[1])
-        with Run.create_or_open(out, config.model_dump()) as run:
+        with Run.create_or_open(out, config.to_json()) as run:
             if run.status == "finished":
                 return _read(run)
             if prepared is None or run.status != "new":
@@ -261,7 +315,105 @@ def _run(
                 journal.continue_in(run)
             _record_environment(run)
             costs, searcher = prepared
-            return Outcome(Path(out), drive(run, searcher, task, costs, stop=stop, quiet=quiet))
+            return Outcome(out, drive(run, searcher, task, costs, stop=stop, quiet=quiet))
+
+
+def _check_baselines(config: RunConfig, module: ModuleType, count: int) -> None:
+    """Refuse, before anything is trained, what cannot be compared."""
+    if count < 0:
+        raise UserError("--baselines", count, allowed="0 or more random architectures")
+    if config.architecture is not None:
+        raise UserError("--baselines", count, allowed="a run that searches; this one trains a given architecture")
+    if "architecture" not in inspect.signature(module.Searcher).parameters:
+        raise UserError("--baselines", count, allowed="a method that can train a given architecture by its recipe")
+
+
+def _train_baselines(
+    config: RunConfig,
+    task: Task,
+    module: ModuleType,
+    searched: Outcome,
+    count: int,
+    time_limit: float | None,
+    quiet: bool,
+) -> bool:
+    """Train what is missing of the baselines of a finished run; return whether all of them are finished."""
+    started = time.monotonic()
+    budget = baseline_budget(config, searched.result)
+    family = _family(config, task)
+    costs = CostModel(family, Budget.parse(budget), _EarlyJournal())
+    configs = baseline_configs(config, cast(ScalableFamily, family), costs, budget, count)
+    for number, (name, own) in enumerate(configs.items(), start=1):
+        path = searched.path / BASELINES / name
+        if _is_finished(path):
+            continue
+        say(f"Baseline {number} of {len(configs)}: {name}, trained by the same recipe without the search.")
+        left = None if time_limit is None else max(1.0, time_limit - (time.monotonic() - started))
+        if _driven(own, task, module, path, left, quiet).status != "finished":
+            say(f"Stopped; archsmith report {searched.path} --baselines {count} goes on with the baselines.")
+            return False
+    return True
+
+
+def _is_finished(path: Path) -> bool:
+    """Return whether a finished run is at ``path``; cheap, and False for anything strange."""
+    file = path / "result.json"
+    return file.exists() and (path / "journal.jsonl").exists() and read_json(file).get("status") == "finished"
+
+
+def _write_report(path: Path) -> None:
+    """Write the report; a result that is finished and checked never fails because its picture cannot be drawn."""
+    try:
+        with Run.open(path) as run:
+            write_report(run)
+    except ImportError as error:
+        warnings.warn(f"report.html was not written: {error}.", stacklevel=3)
+
+
+def report(
+    run: str | Path,
+    *,
+    baselines: int = 0,
+    task: Task | None = None,
+    time_limit: float | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Write ``report.html`` of a finished or stopped run anew, with the time of each layer, and return its path.
+
+    Args:
+        run: Folder of the run.
+        baselines: As in ``search``; those that are there already are not trained again.
+        task: The task object, when the run was started with one of your own and baselines are to be trained.
+        time_limit: Seconds after which training of baselines stops; the same call goes on later.
+        quiet: No progress.
+
+    Raises:
+        UserError: Not a run, one without a result yet, or baselines of one that is not finished.
+    """
+    path = Path(run)
+    with Run.open(path) as opened:
+        result = opened.result()
+        if result is None:
+            raise UserError(
+                "run",
+                str(path),
+                allowed="a run that is finished or was stopped",
+                hint=f"archsmith resume {path} goes on with it.",
+            )
+        config = validated(RunConfig, opened.config, field="config")
+    if baselines:
+        _, module = load_method(config.method)
+        _check_baselines(config, module, baselines)
+        if result["status"] != "finished":
+            raise UserError(
+                "--baselines", baselines, allowed="a finished run", hint=f"archsmith resume {path} goes on with it."
+            )
+        own = task or task_of(config)
+        _require_same_data(config, own)
+        with _threads(config.runtime.threads):
+            _train_baselines(config, own, module, Outcome(path, result), baselines, time_limit, quiet)
+    with Run.open(path) as opened:
+        return write_report(opened, timed=True)
 
 
 def _prepared(config: RunConfig, task: Task, module: ModuleType, journal: Logger) -> tuple[CostModel, Searcher]:
@@ -269,7 +421,11 @@ def _prepared(config: RunConfig, task: Task, module: ModuleType, journal: Logger
     budget = None if config.budget is None else Budget.parse(config.budget)
     family = _family(config, task)
     costs = CostModel(family, budget, journal)
+    given = {}
+    if config.architecture is not None:
+        given["architecture"] = family.space.validate(config.architecture)
     searcher: Searcher = module.Searcher(
+        **given,
         family=family,
         task=task,
         settings=validated(module.Settings, config.settings, field="settings"),
@@ -351,7 +507,7 @@ def _record_environment(run: Run) -> None:
     """Journal what decides bits besides the configuration, and warn when it changed since the run started."""
     now = {"torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
     before = run.events("environment")
-    run.record("environment", **now)
+    run.record("environment", **now, python=platform.python_version(), archsmith=__version__)
     for name, value in now.items():
         if before and before[0][name] != value:
             warnings.warn(

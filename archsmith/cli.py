@@ -1,4 +1,4 @@
-"""The command line: ``archsmith search``, ``resume``, ``verify``, ``profile``, and the tables of what there is.
+"""The command line: ``archsmith search``, ``resume``, ``report``, ``verify``, ``profile``, and tables of what there is.
 
 A thin layer over ``archsmith.api``. Rooms that import torch are imported inside the commands, so that ``--help`` and
 the tables answer at once. Wrong input ends with one paragraph and exit code 2.
@@ -45,6 +45,12 @@ TimeLimit = Annotated[
     str | None, typer.Option("--time", help="End after this long with the best result so far: 90s, 20m, 2h.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Baselines = Annotated[
+    int,
+    typer.Option(
+        "--baselines", metavar="N", help="Train N random architectures and the uniformly scaled one at the same cost."
+    ),
+]
 
 
 @app.command()
@@ -52,7 +58,7 @@ def search(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option(help="Run exactly this config.yaml; beside it only --out, --time and --quiet are accepted."),
+        typer.Option(help="Run this config.yaml; beside it --set, --budget and --seed replace what it says."),
     ] = None,
     method: Annotated[str, typer.Option(help="Slug of a search method; see archsmith methods.")] = "atomnas",
     task: Annotated[str, typer.Option(help="Name of a task; see archsmith tasks.")] = "digits",
@@ -68,6 +74,7 @@ def search(
     family_set: FamilyOptions = None,
     threads: Annotated[int | None, typer.Option(help="Threads inside operators. [default: all cores]")] = None,
     time_limit: TimeLimit = None,
+    baselines: Baselines = 0,
     quiet: Quiet = False,
 ) -> None:
     """Find and train a network for a task within a budget; typed again, go on or show what was found."""
@@ -79,7 +86,18 @@ def search(
     limit = None if time_limit is None else parse_duration(time_limit)
     if config is not None:
         _refuse_beside_config(context)
-        _summarise(api.search_file(config, out=out or Path("runs") / config.stem, time_limit=limit, quiet=quiet))
+        _summarise(
+            api.search_file(
+                config,
+                out=out or Path("runs") / config.stem,
+                settings=_pairs(settings, "--set"),
+                budget=budget,
+                seed=seed if _was_typed(context, "seed") else None,
+                time_limit=limit,
+                baselines=baselines,
+                quiet=quiet,
+            )
+        )
         return
     outcome = api.search(
         task,
@@ -94,6 +112,7 @@ def search(
         family_options=_pairs(family_set, "--family-set"),
         threads=threads,
         time_limit=limit,
+        baselines=baselines,
         quiet=quiet,
     )
     _summarise(outcome)
@@ -113,6 +132,23 @@ def resume(
     raise_malloc_thresholds()
     limit = None if time_limit is None else parse_duration(time_limit)
     _summarise(api.resume(run, time_limit=limit, quiet=quiet))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished or stopped run.")],
+    baselines: Baselines = 0,
+    time_limit: TimeLimit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write RUN/report.html anew, a page that needs no network; with --baselines train what it compares with."""
+    from archsmith import api
+    from archsmith.core.allocator import raise_malloc_thresholds
+    from archsmith.run.stop import parse_duration
+
+    raise_malloc_thresholds()
+    limit = None if time_limit is None else parse_duration(time_limit)
+    typer.echo(api.report(run, baselines=baselines, time_limit=limit, quiet=quiet))
 
 
 @app.command()
@@ -197,16 +233,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
+def _was_typed(context: typer.Context, name: str) -> bool:
+    """Return whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _refuse_beside_config(context: typer.Context) -> None:
-    """A file's configuration is run as it is: an option that changes it belongs into the file."""
+    """A file's configuration is run as it is, except for what is often tried in another way."""
+    accepted = ("config", "out", "time_limit", "quiet", "settings", "budget", "seed", "baselines")
     for parameter in context.command.params:
         name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if source and source.name == "COMMANDLINE" and name not in ("config", "out", "time_limit", "quiet"):
+        if _was_typed(context, name) and name not in accepted:
             raise UserError(
                 "--config",
                 Shown(f"the file together with {parameter.opts[0]}"),
-                allowed="beside --config only --out, --time and --quiet",
+                allowed="beside --config only --out, --time, --quiet, --set, --budget, --seed and --baselines",
                 hint="Write the change into a copy of the file.",
             )
 
@@ -260,10 +302,22 @@ def _summarise(outcome: Outcome) -> None:
         rows["note"] = note
     for file in best["files"]:
         rows[file] = outcome.folder / file
+    if (outcome.path / "report.html").exists():
+        rows["report"] = outcome.path / "report.html"
+    _diagnosis(result.get("diagnosis", []))
     if outcome.status == "finished":
         summary(f"{result['method']} on {result['task']}: finished", rows, f"archsmith verify {outcome.path}")
     else:
         summary(f"{result['method']} on {result['task']}: stopped early", rows, f"archsmith resume {outcome.path}")
+
+
+def _diagnosis(findings: Sequence[dict[str, str]]) -> None:
+    """Print what is doubtful about a run, each with the next command to try."""
+    console = Console(highlight=False)
+    for finding in findings:
+        colour = "bold yellow" if finding["level"] == "warning" else "bold"
+        console.print(f"[{colour}]{escape(finding['title'])}.[/] {escape(finding['text'])}", soft_wrap=True)
+        console.print(f"  Try: {escape(finding['next_command'])}", soft_wrap=True)
 
 
 def _latency_text(latency: dict[str, Any]) -> str:

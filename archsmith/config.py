@@ -53,6 +53,7 @@ class RunConfig(BaseModel):
         seed: Seed of every random stream.
         settings: The method's hyper-parameters, complete.
         runtime: See ``Runtime``.
+        architecture: Decisions by path of the one architecture that is trained instead of searching, or None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +66,11 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0)
     settings: dict[str, Any] = Field(default_factory=dict)
     runtime: Runtime
+    architecture: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; a run that searches has no ``architecture``, which came later than its format."""
+        return {k: v for k, v in self.model_dump().items() if k != "architecture" or v is not None}
 
 
 def validated(model: type[Model], values: Mapping[str, Any], *, field: str) -> Model:

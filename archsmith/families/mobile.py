@@ -102,11 +102,22 @@ class MobileFamily:
             counts[index] = {} if self._residual(index) else {first: 1}
         return self._architecture(counts)
 
-    def scaled(self, ratio: float) -> Architecture:
-        """Return the uniformly scaled network: every branch keeps ``round(ratio * atoms)`` atoms, at least one."""
-        return self._architecture(
-            {i: {k: max(1, round(ratio * n)) for k, n in block.atoms} for i, block in enumerate(self.plan)}
-        )
+    def scaled(self, ratio: float, factors: Mapping[str, float] | None = None) -> Architecture:
+        """Return the network with every searched branch scaled: ``round(ratio * factor * atoms)`` atoms.
+
+        Args:
+            ratio: Common factor, 0 or more.
+            factors: A factor for each path of the space. Branches and blocks may then die, where they are allowed to;
+                without factors the network is scaled uniformly and every branch keeps at least one atom.
+        """
+        counts: dict[int, dict[int, int]] = {}
+        for index, block in enumerate(self.plan):
+            own = {k: 1.0 if factors is None else factors.get(f"blocks/{index}/k{k}", 1.0) for k, _ in block.atoms}
+            least = 1 if factors is None else 0
+            counts[index] = {k: min(n, max(least, round(ratio * own[k] * n))) for k, n in block.atoms}
+            if not any(counts[index].values()) and not self._residual(index):
+                counts[index][max(own, key=own.__getitem__)] = 1
+        return self._architecture(counts)
 
     def build(self, architecture: Mapping[str, Any], *, seed: int | None = None) -> MobileNet:
         """Return the network of a point of the space.

@@ -26,7 +26,7 @@ from torch import Tensor
 from archsmith.atoms.groups import tensors_of
 from archsmith.atoms.penalty import ScalePenalty, Weighting, penalty_weights
 from archsmith.atoms.score import Keep, alive, cost_of, fit_budget, mask_by_macs_budget, protect
-from archsmith.atoms.surgery import CutReport, cut_
+from archsmith.atoms.surgery import cut_
 from archsmith.core.errors import UserError
 from archsmith.core.rng import seed_of
 from archsmith.families.mobile import MobileFamily, collapse_
@@ -153,6 +153,10 @@ class Searcher:
         costs: Exact and measured costs, with the resolved budget.
         seed: Seed of the run.
         memory_format: "channels_last" or "contiguous".
+        architecture: Train this point of the space, with the same recipe and without searching: a baseline.
+
+    Raises:
+        UserError: The supernet couples its atoms, or the given architecture is above the budget.
     """
 
     def __init__(
@@ -164,6 +168,7 @@ class Searcher:
         costs: CostModel,
         seed: int,
         memory_format: Literal["channels_last", "contiguous"] = "channels_last",
+        architecture: Architecture | None = None,
     ) -> None:
         if family.squeeze_ratio:
             raise UserError(
@@ -177,12 +182,15 @@ class Searcher:
         self.steps = task.steps_per_epoch(settings.batch_size)
         self.position = Position()
         self.pressure = 1.0  # factor on rho, moved by the budget
-        self.budget_met = False
-        supernet = family.build(family.largest(), seed=seed_of(seed, "weights"))
+        self.fixed = architecture is not None
+        self.budget_met = self.fixed  # no penalty any more
+        supernet = family.build(architecture or family.largest(), seed=seed_of(seed, "weights"))
         everything = family.atoms(supernet)
         self.penalty_weights = penalty_weights(everything, settings.penalty)
         self.trigger = settings.shrink_fraction * (everything.cost("macs") + costs.base["macs"])
         self._adopt(supernet)
+        if self.fixed and not costs.fits(self.atoms, self._everything()):
+            raise UserError("architecture", architecture, allowed=f"one within the budget {costs.budget_text}")
 
     def _adopt(self, network: MobileNet) -> None:
         """Make ``network`` the one that is trained, with a fresh optimiser and average."""
@@ -302,7 +310,7 @@ class Searcher:
             "atoms": len(self.atoms),
             "rho": rho,
             "within_budget": self.costs.fits(self.atoms, self._everything()),
-            "cut": None if cut is None else {"removed": sum(cut.removed.values()), "dead_blocks": cut.dead_blocks},
+            "cut": cut,
             "kernels": {group.name: group.size for group in self.atoms},
         }
         next_epoch(self.position)
@@ -351,9 +359,12 @@ class Searcher:
             factor = STEERING_FACTOR if boundary > planned else 1.0 / STEERING_FACTOR
             self.pressure = min(64.0, max(0.25, self.pressure * factor))
 
-    def _shrink(self, *, last: bool) -> CutReport | None:
+    def _shrink(self, *, last: bool) -> dict[str, Any] | None:
         """Cut dead atoms when they are worth it, and what the budget demands when its time has come."""
+        if self.fixed:
+            return None
         keep = self._alive(average_alone=last)
+        living = _size(keep)
         dead = self.atoms.cost("macs") - cost_of(self.atoms, self._alive(), "macs")
         if not (last or dead >= self.trigger > 0 or (self.trigger == 0 and dead > 0)):
             keep = self._everything()
@@ -367,7 +378,11 @@ class Searcher:
         )
         self.atoms = self.family.atoms(self.network)
         self.penalty.follow(self._scales())
-        return report
+        return {
+            "removed": sum(report.removed.values()),
+            "forced": max(0, living - _size(keep)),  # alive, but the budget had no room for them
+            "dead_blocks": report.dead_blocks,
+        }
 
     def _fitted(self, keep: Keep) -> Keep:
         """Return ``keep`` without the atoms of smallest averaged scale that the budget has no room for."""
@@ -392,12 +407,17 @@ class Searcher:
     def deliver(self) -> Delivered:
         """Return the network as it would be delivered now: averaged, within the budget, recalibrated; a copy."""
         network = self.average.averaged_copy(self.network)
-        atoms = self.atoms
+        atoms, figures = self.atoms, {}
         if self.costs.limits and not self._within_budget(self._everything()):
-            cut_(network, atoms, self._fitted(self._alive()), collapse=collapse_)
+            alive_now = self._alive()
+            keep = self._fitted(alive_now)
+            figures["forced"] = float(_size(alive_now) - _size(keep))
+            cut_(network, atoms, keep, collapse=collapse_)
+        running = self.task.evaluate(network.eval().forward, "valid")
+        figures["valid_accuracy_running_statistics"] = float(running["accuracy"])
         epoch = max(0, self.position.epoch - (self.position.step == 0))
         network = self._recalibrated(network, epoch)
-        return Delivered(network=network, architecture=self.family.architecture_of(network))
+        return Delivered(network=network, architecture=self.family.architecture_of(network), figures=figures)
 
     def _recalibrated(self, network: torch.nn.Module, epoch: int) -> MobileNet:
         assert isinstance(network, MobileNet)
@@ -444,3 +464,8 @@ class Searcher:
         self.position = Position(**state["position"])
         self.pressure = state["pressure"]
         self.budget_met = state["budget_met"]
+
+
+def _size(keep: Keep) -> int:
+    """Return how many atoms a mask keeps."""
+    return sum(int(mask.sum()) for mask in keep.values())

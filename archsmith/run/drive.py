@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,6 +20,7 @@ from archsmith.core.errors import ArchsmithError
 from archsmith.cost import measure_latency
 from archsmith.run.checkpoints import Checkpoint, CheckpointStore
 from archsmith.run.costs import CostModel, exact_costs
+from archsmith.run.diagnose import diagnose
 from archsmith.run.directory import Run
 from archsmith.run.export import export_network
 from archsmith.run.onnx_file import missing_onnx_packages
@@ -42,10 +43,12 @@ class Delivered:
     Attributes:
         network: Trained, in evaluation mode, within the budget; a copy that training does not touch.
         architecture: Its point of the space.
+        figures: Further numbers by name, for the diagnosis (``archsmith.run.diagnose`` says which it knows).
     """
 
     network: nn.Module
     architecture: Architecture
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Monitor(Protocol):
@@ -229,7 +232,7 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
     notes = []
     if missing := missing_onnx_packages():
         notes.append(f"ONNX was not written: {', '.join(missing)} not installed (pip install 'archsmith[onnx]').")
-    return {
+    result: dict[str, Any] = {
         "method": run.config["method"],
         "task": task.name,
         "task_digest": task.digest,
@@ -238,6 +241,9 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
         "budget": costs.budget_text or None,
         "limits": costs.limits,
         "reference": costs.largest,
+        "examples": {split: task.size(split) for split in task.splits},
+        "classes": task.num_classes,
+        "figures": dict(delivered.figures),
         "seconds": round(seconds, 1),
         "notes": notes,
         "outcomes": [
@@ -255,6 +261,8 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
             }
         ],
     }
+    found = diagnose(run.history(), result, run.config, run=str(run.path))
+    return {**result, "diagnosis": [asdict(finding) for finding in found]}
 
 
 def _state_of(task: Task) -> dict[str, Any]:

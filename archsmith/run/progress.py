@@ -155,6 +155,11 @@ def summary(title: str, rows: Mapping[str, object], next_command: str, *, consol
     console.print(Text(f"Next: {next_command}"), soft_wrap=True)
 
 
+def say(text: str, *, console: Console | None = None) -> None:
+    """Print one line that stays, outside of any progress."""
+    (console or Console(highlight=False)).print(Text(text), soft_wrap=True)
+
+
 def format_value(value: Value) -> str:
     """Return a short readable form: counts in thousands (12.3M), other numbers with four significant digits."""
     if isinstance(value, str):
