@@ -36,6 +36,7 @@ from archsmith.run.drive import Delivered, Monitor
 from archsmith.space import Architecture
 from archsmith.tasks.base import Task
 from archsmith.train.average import MovingAverage, recalibrate, rescaled_decay
+from archsmith.train.depthwise import use_fast_depthwise_
 from archsmith.train.layout import use_memory_format_
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
 from archsmith.train.optim import RMSprop, decay_groups
@@ -91,8 +92,14 @@ class Settings(BaseModel):
 TASK_OPTIONS = {"label_smoothing": 0.1}
 """Options of the task that belong to the paper's recipe."""
 
+PLAINLY_DEAD = 1e-3
+"""The paper's threshold: a scale below it does nothing. Short recipes use a larger one to see death coming."""
+
 STEERING_FACTOR = 1.3
 """By how much the budget moves the penalty at the end of an epoch."""
+
+STEERING_END = 0.8
+"""Part of the way to ``budget_epoch`` at which the boundary should have arrived at zero."""
 
 STEERING_TOLERANCE = 0.05
 """Deviation of the boundary from its plan that is left alone."""
@@ -107,19 +114,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_warmup_epochs": 1.0,
         "rho": 1e-3,
         "warmup_epochs": 4.0,
+        "threshold": 1e-2,
         "ema_decay": 0.99,
         "ema_reference_batch": 64,
         "recalibration_batches": 8,
         "recalibration_batch_size": 128,
     },
     "tiny": {
-        "epochs": 40,
+        "epochs": 30,
         "batch_size": 64,
         "schedule": "linear",
         "lr": 0.03,
         "lr_warmup_epochs": 2.0,
-        "rho": 1e-3,
+        "rho": 1.5e-3,
         "warmup_epochs": 4.0,
+        "threshold": 1e-2,
         "ema_decay": 0.98,
         "ema_reference_batch": 64,
         "recalibration_batches": 4,
@@ -196,6 +205,8 @@ class Searcher:
         """Make ``network`` the one that is trained, with a fresh optimiser and average."""
         s = self.settings
         use_memory_format_(network, self.format)
+        if self.format == torch.channels_last:
+            use_fast_depthwise_(network)
         self.network = network
         self.average = MovingAverage(network, rescaled_decay(s.ema_decay, s.batch_size, s.ema_reference_batch))
         groups = decay_groups(network, s.weight_decay)
@@ -328,7 +339,9 @@ class Searcher:
         """Return the living atoms, with every block's minimum and the divisor respected."""
         averages = self._averages()
         raw = {name: scale.detach() for name, scale in self._scales().items()}
-        keep = alive(raw, averages, self.settings.threshold, average_alone=average_alone)
+        # Once the budget is met there is room for every atom that does anything: only what is plainly dead still goes.
+        threshold = min(self.settings.threshold, PLAINLY_DEAD) if self.budget_met else self.settings.threshold
+        keep = alive(raw, averages, threshold, average_alone=average_alone)
         return protect(self.atoms, keep, averages, divisor=self.settings.divisor)
 
     def _within_budget(self, keep: Keep) -> bool:
@@ -339,7 +352,7 @@ class Searcher:
 
         All scales start at 1 and are pulled down by a constant force, so atoms die in numbers when they arrive at the
         threshold; counting the living would tell too late. What is steered is the *boundary*: the scale below which lie
-        as many MACs as must go. It has to come down from 1 to 0 on a line that ends at ``budget_epoch``.
+        as many MACs as must go. It has to come down from 1 to 0 on a line that ends shortly before ``budget_epoch``.
         """
         if not self.costs.limits or self.budget_met:
             return
@@ -353,11 +366,12 @@ class Searcher:
         _, boundary, _ = mask_by_macs_budget(
             [averages[group.name] for group in self.atoms], [group.cost["macs"] for group in self.atoms], excess
         )
-        start, end, now = self.settings.free_epochs, self.budget_epoch, self.position.epoch + 1
-        planned = 1.0 - (now - start) / max(1.0, end - start)
+        start, end = self.settings.free_epochs, STEERING_END * self.budget_epoch
+        now = self.position.epoch + 1
+        planned = max(0.0, 1.0 - (now - start) / max(1.0, end - start))
         if now >= self.settings.warmup_epochs and abs(boundary - planned) > STEERING_TOLERANCE:
             factor = STEERING_FACTOR if boundary > planned else 1.0 / STEERING_FACTOR
-            self.pressure = min(64.0, max(0.25, self.pressure * factor))
+            self.pressure = min(64.0, max(0.5, self.pressure * factor))
 
     def _shrink(self, *, last: bool) -> dict[str, Any] | None:
         """Cut dead atoms when they are worth it, and what the budget demands when its time has come."""
