@@ -243,7 +243,8 @@ def mobile_family(
             ``round(expansion * in_channels)`` atoms; expansion 1 means no expansion and no search.
         stem_channels: Instead of the preset's.
         last_channels: Instead of the preset's.
-        settings: ``squeeze_ratio``, ``activation``, ``dropout``, ``norm_eps``, ``norm_momentum``.
+        settings: ``squeeze_ratio``, ``activation``, ``dropout``, ``norm_eps``, ``norm_momentum``. The presets for small
+            images have ``norm_momentum`` 0.1, because their runs have few steps; the published one is 0.01.
 
     The first strides (stem, then stages in order) are dropped until the last map is at least 4x4 pixels.
 
@@ -275,7 +276,7 @@ def mobile_family(
         stem_stride=stem_stride,
         plan=tuple(plan),
         last_channels=last_channels or chosen["last_channels"],
-        **settings,
+        **{**chosen.get("settings", {}), **settings},
     )
 
 

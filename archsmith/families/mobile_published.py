@@ -177,6 +177,7 @@ SUPERNETS: dict[str, dict[str, Any]] = {
     "small": {
         "stem_channels": 16,
         "last_channels": 256,
+        "settings": {"norm_momentum": 0.1},
         "rows": (
             (1, 16, 1, 1, (3,)),
             (4, 24, 2, 2, (3, 5, 7)),
@@ -188,6 +189,7 @@ SUPERNETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "stem_channels": 16,
         "last_channels": 128,
+        "settings": {"norm_momentum": 0.1},
         "rows": (
             (1, 16, 1, 1, (3,)),
             (6, 24, 2, 2, (3, 5, 7)),

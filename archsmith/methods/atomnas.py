@@ -200,6 +200,8 @@ class Searcher:
         self._adopt(supernet)
         if self.fixed and not costs.fits(self.atoms, self._everything()):
             raise UserError("architecture", architecture, allowed=f"one within the budget {costs.budget_text}")
+        if costs.additive and not self.fixed:
+            self._fitted(self._everything())  # a divisor may put the budget out of reach: say so before training
 
     def _adopt(self, network: MobileNet) -> None:
         """Make ``network`` the one that is trained, with a fresh optimiser and average."""

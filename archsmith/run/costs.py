@@ -77,6 +77,7 @@ class CostModel:
     def __init__(self, family: AtomFamily, budget: Budget | None, journal: Logger) -> None:
         self.family = family
         self._journal = journal
+        self._known: dict[str, dict[str, Any]] = {}
         names = [limit.cost for limit in budget.limits] if budget else []
         if foreign := [name for name in names if name not in COSTS]:
             raise UserError("budget", str(budget), allowed=f"limits on {', '.join(COSTS)}", hint=f"Drop {foreign[0]}.")
@@ -100,13 +101,15 @@ class CostModel:
         return min((limit / self.largest[name] for name, limit in self.limits.items()), default=1.0)
 
     def of(self, architecture: Architecture) -> dict[str, Any]:
-        """Return the costs of an architecture by name (see ``largest``)."""
-        with torch.device("meta"):
-            network = self.family.build(architecture)
-        costs = exact_costs(network, self.family.image)
-        if self._latency:
-            costs["latency"] = self._measured(architecture)
-        return costs
+        """Return the costs of an architecture by name (see ``largest``); each is counted and measured once."""
+        if architecture.digest not in self._known:
+            with torch.device("meta"):
+                network = self.family.build(architecture)
+            costs = exact_costs(network, self.family.image)
+            if self._latency:
+                costs["latency"] = self._measured(architecture)
+            self._known[architecture.digest] = costs
+        return dict(self._known[architecture.digest])
 
     def fits(self, atoms: Atoms, keep: Mapping[str, Tensor]) -> bool:
         """Return whether the network that ``keep`` leaves of ``atoms`` is within every limit."""
