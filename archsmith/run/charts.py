@@ -67,7 +67,7 @@ def over_time(epochs: Epochs, *, largest: float, limit: float | None) -> Figure:
     layout = _layout(460, x="epoch", y="accuracy in %")
     layout["yaxis"].update({"domain": [0.47, 1.0], "range": _accuracy_range(epochs)})
     layout["yaxis2"] = {
-        **_axis("MACs, % of the largest"),
+        **_axis("MACs in %"),
         "domain": [0.0, 0.38],
         "anchor": "x",
         "range": [0, 106],
@@ -259,7 +259,7 @@ def _accuracy_range(epochs: Epochs, *keys: str) -> list[float]:
     later = [100 * epoch[name] for epoch in epochs[len(epochs) // 8 :] for name in names if epoch.get(name) is not None]
     low, high = min(later), max(values)
     room = max(1.0, 0.12 * (high - low))
-    return [max(-1.0, low - room), min(101.0, high + room)]
+    return [max(-1.0, low - room), min(100.4, high + room)]
 
 
 def _group_title(name: str) -> str:

@@ -324,9 +324,7 @@ def _past_its_best(seen: _Seen) -> Iterator[Finding]:
         "The best epochs are long ago",
         f"Around epochs {first} to {first + width - 1} validation accuracy was {_percent(means[best])} on average; the "
         f"last {width} epochs have {_percent(means[-1])}. The same network got worse: it overfits.",
-        seen.with_setting("weight_decay", f"{10 * decay:.3g}")
-        if decay
-        else seen.with_setting("epochs", first + width - 1),
+        seen.with_setting("weight_decay", f"{10 * decay:.3g}") if decay else _reseeded(seen),
     )
 
 

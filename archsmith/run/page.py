@@ -128,8 +128,8 @@ p { margin:8px 0; }
 .finding.warning { border-color:var(--warn); }
 .finding p { margin:4px 0 8px; max-width:82ch; }
 pre, code { font:13.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace; }
-pre { background:var(--code); border-radius:8px; padding:10px 14px; overflow-x:auto; margin:6px 0; }
-pre.wrap { white-space:pre-wrap; overflow-wrap:anywhere; }
+pre { background:var(--code); border-radius:8px; padding:10px 14px; margin:6px 0;
+  white-space:pre-wrap; overflow-wrap:anywhere; }
 details { margin-top:14px; } summary { cursor:pointer; color:var(--accent); }
 .scroll { overflow-x:auto; }
 table { border-collapse:collapse; width:100%; font-size:14.5px; font-variant-numeric:tabular-nums; }

@@ -158,9 +158,12 @@ def _cards(facts: Facts) -> Html:
         _card(
             "Latency",
             f"{latency['median_ms']:.3g} ms",
-            f"IQR {latency['iqr_ms']:.2g} ms, 95 % interval {latency['interval_ms'][0]:.3g} to "
-            f"{latency['interval_ms'][1]:.3g}; {where['backend']}, {where['precision']}, {where['threads']} thread, "
-            f"{where['cpu']}",
+            joined(
+                element("span", "too noisy to claim", class_="badge warning") if latency["noisy"] else "",
+                f" IQR {latency['iqr_ms']:.2g} ms, 95 % interval {latency['interval_ms'][0]:.3g} to "
+                f"{latency['interval_ms'][1]:.3g}; {where['backend']}, {where['precision']}, "
+                f"{where['threads']} thread, {where['cpu']}",
+            ),
         ),
         _budget_card(facts),
         _card(
@@ -361,9 +364,12 @@ def _verdict(facts: Facts, key: str) -> str:
             f"On {split} images the searched network ({100 * searched:.2f} %) is better than {beaten} of {len(drawn)} "
             f"random ones{ties}."
         )
-        parts.append(f"One more random network would rank at least as high with a probability of {chance:.0%}.")
+        parts.append(
+            f"If it were itself a random one, it would come out at least that high among {len(drawn) + 1} with a "
+            f"probability of {chance:.0%}."
+        )
         if interval := mean_interval(drawn):
-            mean, low, high = (100 * value for value in interval)
+            mean, low, high = (100 * min(1.0, max(0.0, value)) for value in interval)
             parts.append(f"The random ones have {mean:.2f} % on average, 95 % interval {low:.2f} to {high:.2f} (t).")
     if uniform:
         parts.append(f"It is {100 * (searched - uniform[0]):+.2f} points from the uniformly scaled one.")
