@@ -13,6 +13,8 @@ from archsmith.space import Architecture, ProductSpace
 PRECISION = 1e-4
 """Relative precision of the common factor; on usual supernets far less than one atom."""
 
+_NOTHING = 1e-8  # a common factor that leaves no atom anywhere
+
 Fits = Callable[[Architecture], bool]
 
 
@@ -56,7 +58,7 @@ def random_within(family: WidthFamily, rng: np.random.Generator, fits: Fits) -> 
     """
     paths = family.space.paths
     factors = dict(zip(paths, rng.random(len(paths)).tolist(), strict=True))
-    largest = 1.0 / max(min(factors.values()), PRECISION)
+    largest = 1.0 / max(min(factors.values(), default=1.0), PRECISION)
     return _widest(lambda ratio: family.scaled(ratio, factors), largest, fits)
 
 
@@ -68,7 +70,7 @@ def _widest(scaled: Callable[[float], Architecture], largest: float, fits: Fits)
     best = scaled(low)
     if not fits(best):
         raise UserError("budget", "the run's", allowed="one that the narrowest scaled network keeps")
-    while high - low > PRECISION * high:
+    while high - low > max(PRECISION * high, _NOTHING):
         middle = (low + high) / 2
         if fits(candidate := scaled(middle)):
             low, best = middle, candidate
