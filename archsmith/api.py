@@ -347,9 +347,10 @@ def _train_baselines(
         path = searched.path / BASELINES / name
         if _is_finished(path):
             continue
-        say(f"Baseline {number} of {len(configs)}: {name}, trained by the same recipe without the search.")
-        left = None if time_limit is None else max(1.0, time_limit - (time.monotonic() - started))
-        if _driven(own, task, module, path, left, quiet).status != "finished":
+        left = None if time_limit is None else time_limit - (time.monotonic() - started)
+        if left is None or left > 0:
+            say(f"Baseline {number} of {len(configs)}: {name}, trained by the same recipe without the search.")
+        if (left is not None and left <= 0) or _driven(own, task, module, path, left, quiet).status != "finished":
             say(f"Stopped; archsmith report {searched.path} --baselines {count} goes on with the baselines.")
             return False
     return True

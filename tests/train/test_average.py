@@ -100,7 +100,7 @@ def test_recalibrated_statistics_are_plain_means_over_the_batches():
         means, variances = (torch.stack(values).mean(0) for values in zip(*statistics, strict=True))
         torch.testing.assert_close(norm.running_mean, means, rtol=0, atol=1e-10)
         torch.testing.assert_close(norm.running_var, variances, rtol=0, atol=1e-10)
-        assert norm.momentum == 0.01
+        assert norm.momentum == 0.1
     assert not any(module.training for module in network.modules())
     assert all(torch.equal(p, weights[n]) and p.grad is None for n, p in network.named_parameters())
 
@@ -109,7 +109,7 @@ def test_recalibration_needs_a_batch():
     network = built(small_family())
     with pytest.raises(ValueError, match="recalibrate needs at least one batch of inputs, got none"):
         recalibrate(network, [])
-    assert {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {0.01}
+    assert {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
 
 
 def test_norms_without_running_statistics_are_left_alone():
