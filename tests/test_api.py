@@ -157,6 +157,7 @@ def test_loaders_resume_exactly_in_the_middle_of_an_epoch(tmp_path: Path, capsys
     assert ending(run) == ending(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_loader_with_a_state_gets_it_back(tmp_path: Path) -> None:
     def task(stop_at: int = 0) -> LoaderTask:
         valid = DataLoader(Images(count=30), batch_size=15)

@@ -132,6 +132,7 @@ def test_runs_killed_a_hundred_times_end_with_the_same_bits(starter: Starter, re
     assert kills >= 100
 
 
+@pytest.mark.slow
 def test_processes_killed_while_starting_and_while_training(starter: Starter, reference: Path, tmp_path: Path) -> None:
     run, output = tmp_path / "run", tmp_path / "output.txt"
     delays = random.Random(5)

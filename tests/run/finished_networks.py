@@ -22,12 +22,16 @@ def mixed_network(seed: int = 0) -> MobileNet:
         (12, 1, (), True),
         (12, 1, ((5, 3),), True),
     )
-    return _worn(MobileNet(1, 10, 8, 1, blocks, 16, squeeze_ratio=0.5, activation="swish"), seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _worn(MobileNet(1, 10, 8, 1, blocks, 16, squeeze_ratio=0.5, activation="swish"), seed)
 
 
 def plain_network(seed: int = 0) -> MobileNet:
     """The plain variant: ReLU, no squeeze-and-excitation."""
-    return _worn(MobileNet(1, 10, 4, 2, ((4, 1, ((3, 4), (5, 2)), True),), 8), seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _worn(MobileNet(1, 10, 4, 2, ((4, 1, ((3, 4), (5, 2)), True),), 8), seed)
 
 
 def examples(count: int = 6) -> Tensor:

@@ -129,6 +129,7 @@ def test_a_run_that_removed_nothing_has_no_baselines() -> None:
         baseline_budget(config(budget=None), {**RESULT, "outcomes": [{"costs": {"macs": 1000}}]})
 
 
+@pytest.mark.slow
 def test_more_baselines_keep_the_first_ones() -> None:
     family = small_family()
     costs = CostModel(family, Budget.parse("macs<=0.5x"), NoJournal())

@@ -255,6 +255,7 @@ def test_a_front_holds_what_no_other_epoch_beats() -> None:
     assert list(zip(front["x"], front["y"], strict=True)) == [(1.0, 70.0), (2.0, 85.0), (3.0, 95.0)]
 
 
+@pytest.mark.slow
 def test_a_report_is_written_again_with_times(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
