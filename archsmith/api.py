@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import inspect
 import os
-import platform
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-import torch
-
-from archsmith import __version__
 from archsmith.config import RunConfig, read_config, validated
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import read_json
-from archsmith.core.protocols import Logger
-from archsmith.families import family_table
+from archsmith.cost.backends import threads_pinned
 from archsmith.methods import load_method
 from archsmith.run.baselines import FOLDER as BASELINES
 from archsmith.run.baselines import ScalableFamily, baseline_budget, baseline_configs
-from archsmith.run.checkpoints import check_disk_space
 from archsmith.run.checks import Report
-from archsmith.run.costs import AtomFamily, CostModel
+from archsmith.run.costs import CostModel
 from archsmith.run.directory import Run
-from archsmith.run.drive import Searcher, drive
+from archsmith.run.drive import drive
+from archsmith.run.prepare import EarlyJournal, check_room, family_of, prepare, record_environment
 from archsmith.run.progress import say
 from archsmith.run.report import write_report
 from archsmith.run.stop import StopRequest
@@ -283,7 +277,7 @@ def _run(
         _check_baselines(config, module, baselines)
     path = Path(out)
     read_only = _is_finished(path)
-    with _threads(config.runtime.threads):
+    with threads_pinned(config.runtime.threads):
         outcome = _driven(config, task, module, path, time_limit, quiet)
         if not read_only:
             _write_report(path)  # now, because baselines take long
@@ -302,18 +296,18 @@ def _driven(
     For a new run the method is built first, so that whatever it refuses is refused before anything is written.
     """
     with StopRequest(time_limit=time_limit) as stop:
-        journal = _EarlyJournal()
-        prepared = None if (out / "journal.jsonl").exists() else _prepared(config, task, module, journal)
+        journal = EarlyJournal()
+        prepared = None if (out / "journal.jsonl").exists() else prepare(config, task, module, journal)
         if prepared is not None:
-            _check_disk_space(out, prepared[1])
+            check_room(out, prepared[1])
         with Run.create_or_open(out, config.to_json()) as run:
             if run.status == "finished":
                 return _read(run)
             if prepared is None or run.status != "new":
-                prepared = _prepared(config, task, module, run)
+                prepared = prepare(config, task, module, run)
             else:
                 journal.continue_in(run)
-            _record_environment(run)
+            record_environment(run)
             costs, searcher = prepared
             return Outcome(out, drive(run, searcher, task, costs, stop=stop, quiet=quiet))
 
@@ -340,8 +334,8 @@ def _train_baselines(
     """Train what is missing of the baselines of a finished run; return whether all of them are finished."""
     started = time.monotonic()
     budget = baseline_budget(config, searched.result)
-    family = _family(config, task)
-    costs = CostModel(family, Budget.parse(budget), _EarlyJournal())
+    family = family_of(config, task)
+    costs = CostModel(family, Budget.parse(budget), EarlyJournal())
     configs = baseline_configs(config, cast(ScalableFamily, family), costs, budget, count)
     for number, (name, own) in enumerate(configs.items(), start=1):
         path = searched.path / BASELINES / name
@@ -411,63 +405,10 @@ def report(
             )
         own = task or task_of(config)
         _require_same_data(config, own)
-        with _threads(config.runtime.threads):
+        with threads_pinned(config.runtime.threads):
             _train_baselines(config, own, module, Outcome(path, result), baselines, time_limit, quiet)
     with Run.open(path) as opened:
         return write_report(opened, timed=True)
-
-
-def _prepared(config: RunConfig, task: Task, module: ModuleType, journal: Logger) -> tuple[CostModel, Searcher]:
-    """Return the cost model and the method at its beginning."""
-    budget = None if config.budget is None else Budget.parse(config.budget)
-    family = _family(config, task)
-    costs = CostModel(family, budget, journal)
-    given = {}
-    if config.architecture is not None:
-        given["architecture"] = family.space.validate(config.architecture)
-    searcher: Searcher = module.Searcher(
-        **given,
-        family=family,
-        task=task,
-        settings=validated(module.Settings, config.settings, field="settings"),
-        costs=costs,
-        seed=config.seed,
-        memory_format=config.runtime.memory_format,
-    )
-    return costs, searcher
-
-
-def _family(config: RunConfig, task: Task) -> AtomFamily:
-    """Return the family that a configuration names, for the images of the task.
-
-    Raises:
-        UserError: No such family, or one that cannot be made with these options.
-    """
-    name = config.family["name"]
-    files = {row["name"]: row["file"] for row in family_table()}
-    if name not in files:
-        raise UserError("family", name, allowed=", ".join(files), hint="archsmith families lists them.")
-    module = import_module(files[name].removesuffix(".py").replace("/", "."))
-    try:
-        family: AtomFamily = module.open_family(image=task.input_shape, num_classes=task.num_classes, **config.family)
-        family.build(family.largest())
-    except (TypeError, ValueError, LookupError) as error:
-        options = {key: value for key, value in config.family.items() if key != "name"}
-        if isinstance(error, UserError) or not options:
-            raise
-        raise UserError(
-            "family options",
-            options,
-            allowed=f"what the family {name} can be built with",
-            hint=f"Building it fails: {error}.",
-        ) from error
-    return family
-
-
-def _check_disk_space(out: str | Path, searcher: Searcher) -> None:
-    """Refuse to start where three checkpoints (two kept, one written) and two finished results have no room."""
-    tensors, _ = searcher.state()
-    check_disk_space(out, 5 * sum(tensor.nbytes for tensor in tensors.values()))
 
 
 def _read(run: Run) -> Outcome:
@@ -475,56 +416,6 @@ def _read(run: Run) -> Outcome:
     result = run.result()
     assert result is not None
     return Outcome(run.path, result)
-
-
-class _EarlyJournal:
-    """The journal of a run that does not exist yet: keeps its events and hands them over once there is one."""
-
-    def __init__(self) -> None:
-        self._early: list[dict[str, Any]] = []
-        self._run: Run | None = None
-
-    def record(self, kind: str, **fields: Any) -> None:
-        """Keep the event, or pass it on to the run."""
-        if self._run is None:
-            self._early.append({"kind": kind, **fields})
-        else:
-            self._run.record(kind, **fields)
-
-    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Return the events of one kind, or all of them."""
-        if self._run is not None:
-            return self._run.events(kind)
-        return [event for event in self._early if kind is None or event["kind"] == kind]
-
-    def continue_in(self, run: Run) -> None:
-        """Write what was kept to ``run``, and everything from now on."""
-        if self._early:
-            run.record_many(self._early)
-        self._run = run
-
-
-def _record_environment(run: Run) -> None:
-    """Journal what decides bits besides the configuration, and warn when it changed since the run started."""
-    now = {"torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
-    before = run.events("environment")
-    run.record("environment", **now, python=platform.python_version(), archsmith=__version__)
-    for name, value in now.items():
-        if before and before[0][name] != value:
-            warnings.warn(
-                f"this run started with {name} {before[0][name]}, now it is {value}: it goes on, but not bit for bit.",
-                stacklevel=2,
-            )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def verify(run: str | Path, *, trust: bool = False) -> Report:

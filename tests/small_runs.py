@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -109,13 +110,19 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def uninterrupted(factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of one finished small run, made by the first test process of this session that asks."""
+    """Return the folder of one finished small run, a copy of this test process's own.
+
+    The run itself is made once in a session, by the first process that asks. A run has one living process at a time, so
+    test processes must not share a folder.
+    """
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    run = shared / "uninterrupted-run"
+    original, own = shared / "uninterrupted-run", base / "own-uninterrupted-run"
     with open(shared / "uninterrupted-run.lock", "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        if not (run / "result.json").exists():
-            done = run_cli(*arguments(run))
+        if not (original / "result.json").exists():
+            done = run_cli(*arguments(original))
             assert done.returncode == 0, done.stdout
-    return run
+        if not own.exists():
+            shutil.copytree(original, own)
+    return own

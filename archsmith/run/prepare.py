@@ -1,0 +1,117 @@
+"""From a configuration to a method that can start: the family, the costs, and what is noted about the machine."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from archsmith import __version__
+from archsmith.config import RunConfig, validated
+from archsmith.core.errors import UserError
+from archsmith.core.protocols import Logger
+from archsmith.families import family_table
+from archsmith.run.checkpoints import check_disk_space
+from archsmith.run.costs import AtomFamily, CostModel
+from archsmith.run.directory import Run
+from archsmith.run.drive import Searcher
+from archsmith.space import Budget
+from archsmith.tasks.base import Task
+
+
+def prepare(config: RunConfig, task: Task, module: ModuleType, journal: Logger) -> tuple[CostModel, Searcher]:
+    """Return the cost model and the method at its beginning."""
+    budget = None if config.budget is None else Budget.parse(config.budget)
+    family = family_of(config, task)
+    costs = CostModel(family, budget, journal)
+    given = {}
+    if config.architecture is not None:
+        given["architecture"] = family.space.validate(config.architecture)
+    searcher: Searcher = module.Searcher(
+        **given,
+        family=family,
+        task=task,
+        settings=validated(module.Settings, config.settings, field="settings"),
+        costs=costs,
+        seed=config.seed,
+        memory_format=config.runtime.memory_format,
+    )
+    return costs, searcher
+
+
+def family_of(config: RunConfig, task: Task) -> AtomFamily:
+    """Return the family that a configuration names, for the images of the task.
+
+    Raises:
+        UserError: No such family, or one that cannot be made with these options.
+    """
+    name = config.family["name"]
+    files = {row["name"]: row["file"] for row in family_table()}
+    if name not in files:
+        raise UserError("family", name, allowed=", ".join(files), hint="archsmith families lists them.")
+    module = import_module(files[name].removesuffix(".py").replace("/", "."))
+    try:
+        family: AtomFamily = module.open_family(image=task.input_shape, num_classes=task.num_classes, **config.family)
+        family.build(family.largest())
+    except (TypeError, ValueError, LookupError) as error:
+        options = {key: value for key, value in config.family.items() if key != "name"}
+        if isinstance(error, UserError) or not options:
+            raise
+        raise UserError(
+            "family options",
+            options,
+            allowed=f"what the family {name} can be built with",
+            hint=f"Building it fails: {error}.",
+        ) from error
+    return family
+
+
+def check_room(out: str | Path, searcher: Searcher) -> None:
+    """Refuse to start where three checkpoints (two kept, one written) and two finished results have no room."""
+    tensors, _ = searcher.state()
+    check_disk_space(out, 5 * sum(tensor.nbytes for tensor in tensors.values()))
+
+
+class EarlyJournal:
+    """The journal of a run that does not exist yet: keeps its events and hands them over once there is one."""
+
+    def __init__(self) -> None:
+        self._early: list[dict[str, Any]] = []
+        self._run: Run | None = None
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Keep the event, or pass it on to the run."""
+        if self._run is None:
+            self._early.append({"kind": kind, **fields})
+        else:
+            self._run.record(kind, **fields)
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Return the events of one kind, or all of them."""
+        if self._run is not None:
+            return self._run.events(kind)
+        return [event for event in self._early if kind is None or event["kind"] == kind]
+
+    def continue_in(self, run: Run) -> None:
+        """Write what was kept to ``run``, and everything from now on."""
+        if self._early:
+            run.record_many(self._early)
+        self._run = run
+
+
+def record_environment(run: Run) -> None:
+    """Journal what decides bits besides the configuration, and warn when it changed since the run started."""
+    now = {"torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    before = run.events("environment")
+    run.record("environment", **now, python=platform.python_version(), archsmith=__version__)
+    for name, value in now.items():
+        if before and before[0][name] != value:
+            warnings.warn(
+                f"this run started with {name} {before[0][name]}, now it is {value}: it goes on, but not bit for bit.",
+                stacklevel=2,
+            )
