@@ -355,6 +355,7 @@ def test_a_full_disk_at_the_start_leaves_nothing(tmp_path: Path, refused: Callab
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_later_on_keeps_a_run_that_can_go_on(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     smallest = min(file.stat().st_size for file in (finished / "checkpoints").iterdir())

@@ -279,6 +279,7 @@ def test_a_run_without_result_has_no_report(finished: Path, tmp_path: Path) -> N
         archsmith.report(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_has_a_report_and_no_baselines(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     outcome = archsmith.search_file(
