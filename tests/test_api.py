@@ -76,6 +76,7 @@ def arrays_task(seed: int = 0) -> ImageClassification:
     return ImageClassification.from_arrays(images, labels, name="stripes")
 
 
+@pytest.mark.slow
 def test_a_task_of_arrays_stops_and_goes_on_by_running_again(tmp_path: Path) -> None:
     straight = search(arrays_task(), tmp_path / "straight")
     run = tmp_path / "run"

@@ -183,6 +183,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_baselines_are_runs_of_their_own(compared: Path) -> None:
     searched = json.loads((compared / "result.json").read_text())
     found = read_baselines(compared)
@@ -203,6 +204,7 @@ def test_baselines_are_runs_of_their_own(compared: Path) -> None:
     assert searched["test_reads"] == 1
 
 
+@pytest.mark.slow
 def test_interrupted_baselines_go_on_and_finished_ones_are_kept(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +223,7 @@ def test_interrupted_baselines_go_on_and_finished_ones_are_kept(
     assert digest(run / weights) == digest(compared / weights)  # the same architecture, the same bits
 
 
+@pytest.mark.slow
 def test_baselines_of_a_baseline_are_refused(compared: Path) -> None:
     with pytest.raises(UserError, match="--baselines: got 2; allowed: a run that searches"):
         archsmith.report(compared / "baselines" / "uniform", baselines=2)
