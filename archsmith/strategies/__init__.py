@@ -1,0 +1,9 @@
+"""Strategies: what to evaluate next. Each is deterministic given its seed, resumable by ``state_dict``, without torch.
+
+The contract is ``archsmith.strategies.base.Strategy``; ``archsmith.testing.strategies`` checks it.
+"""
+
+from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
+from archsmith.strategies.random import RandomSearch
+
+__all__ = ["DEFAULT_OBJECTIVE", "Proposal", "RandomSearch", "Strategy"]
