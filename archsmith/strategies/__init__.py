@@ -4,6 +4,8 @@ The contract is ``archsmith.strategies.base.Strategy``; ``archsmith.testing.stra
 """
 
 from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
+from archsmith.strategies.mcts import MonteCarloTreeSearch
 from archsmith.strategies.random import RandomSearch
+from archsmith.strategies.smbo import SurrogateSearch
 
-__all__ = ["DEFAULT_OBJECTIVE", "Proposal", "RandomSearch", "Strategy"]
+__all__ = ["DEFAULT_OBJECTIVE", "MonteCarloTreeSearch", "Proposal", "RandomSearch", "Strategy", "SurrogateSearch"]
