@@ -21,7 +21,17 @@ OPTIONAL = {
     "optuna_dashboard", "plotly", "pyarrow", "pymoo", "ray", "sqlalchemy", "tensorboard", "torch_geometric", "torchao",
     "torchaudio", "torchvision", "transformers",
 }  # fmt: skip
-NO_TORCH = ["__init__.py", "cli.py", "config.py", "core", "space", "methods/__init__.py", "families/__init__.py"]
+NO_TORCH = [
+    "__init__.py",
+    "cli.py",
+    "config.py",
+    "core",
+    "space",
+    "strategies",
+    "predictors",
+    "methods/__init__.py",
+    "families/__init__.py",
+]
 TORCH_ROOMS = ["graph", "layers", "cost", "atoms", "supernet", "families", "tasks", "train"]
 
 WATCH = """
