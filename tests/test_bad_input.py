@@ -125,6 +125,12 @@ def test_wrong_options_are_refused_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_family_without_atoms_is_refused_by_a_method_that_cuts_them(tmp_path: Path) -> None:
+    with pytest.raises(ArchsmithError, match=r"family: got 'nas-bench-201'; allowed: .*atoms.* has choices only"):
+        archsmith.search("digits", out=tmp_path / "run", family="nas-bench-201", threads=1, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def arrays(path: Path, **changes: Any) -> Path:
     images, labels = random_images(90, (8, 8))
     np.savez(path, **{"x_train": images, "y_train": labels, "x_test": images[:30], "y_test": labels[:30], **changes})

@@ -68,6 +68,13 @@ def family_of(config: RunConfig, task: Task) -> AtomFamily:
             allowed=f"what the family {name} can be built with",
             hint=f"Building it fails: {error}.",
         ) from error
+    if not hasattr(family, "atoms"):
+        raise UserError(
+            "family",
+            name,
+            allowed="a family whose networks have atoms to remove ('mobile', say)",
+            hint=f"{name} has choices only; the methods of search and shrink here cut atoms.",
+        )
     return family
 
 

@@ -1,0 +1,174 @@
+"""Cell-based families: networks stacked from one searched cell.
+
+The spaces themselves are in ``archsmith.families.cell_spaces``, which needs no torch.
+
+Source: NAS-Bench-201, arXiv 2001.00326.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from archsmith.core.errors import Shown, UserError
+from archsmith.cost import count
+from archsmith.families.cell_spaces import NB201_EDGES, nas_bench_201_space
+from archsmith.layers.cells import NasBench201Network
+from archsmith.space import Architecture, ProductSpace
+
+FAMILIES = (
+    {
+        "name": "nas-bench-201",
+        "title": "NAS-Bench-201 networks: a cell of six edges and five operations (15,625 cells)",
+        "task": "images",
+    },
+)
+
+EDGE_PATHS = tuple(f"edge/{source}-{target}" for source, target in NB201_EDGES)
+"""Paths of the space in the order of the network's ``operations``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NasBench201Family:
+    """The networks of NAS-Bench-201 for one image size.
+
+    Attributes:
+        image: Shape of one image, (C, H, W), H and W multiples of 4.
+        num_classes: Number of classes.
+        channels: Channels C of the first stage.
+        cells: Cells N of each stage.
+
+    The benchmark has C = 16 and N = 5, the defaults.
+
+    Raises:
+        UserError: An image that two reductions do not halve evenly, or a size below 1.
+    """
+
+    image: tuple[int, int, int]
+    num_classes: int
+    channels: int = 16
+    cells: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "channels", "cells"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"family.{name}", value, allowed="an integer of at least 1")
+        if min(self.image) < 1 or self.image[1] % 4 or self.image[2] % 4:
+            raise UserError(
+                "image size",
+                Shown(f"{self.image[1]}x{self.image[2]}"),
+                allowed="sides that are multiples of 4 pixels, because the network halves them twice",
+                hint="Resize the images (task option resolution).",
+            )
+
+    @property
+    def space(self) -> ProductSpace:
+        """The 15,625 cells, see ``nas_bench_201_space``."""
+        return nas_bench_201_space()
+
+    def largest(self) -> Architecture:
+        """Return the most expensive cell: 3x3 convolutions on every edge."""
+        return self.space.validate(dict.fromkeys(EDGE_PATHS, "nor_conv_3x3"))
+
+    def smallest(self) -> Architecture:
+        """Return the cheapest cell that lets the image through: one skip from input to output."""
+        return self.space.validate(dict.fromkeys(EDGE_PATHS, "none") | {"edge/0-3": "skip_connect"})
+
+    def build(self, architecture: Mapping[str, Any], *, seed: int | None = None) -> NasBench201Network:
+        """Return the network of a cell with torch's own initialisation, as the benchmark used.
+
+        Args:
+            architecture: Operation by path, all six edges present.
+            seed: Seed of the initialisation; None draws from torch's global generator (for weights that are loaded
+                next).
+        """
+        operations = tuple(str(architecture[path]) for path in EDGE_PATHS)
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            return NasBench201Network(self.image[0], self.num_classes, self.channels, self.cells, operations)
+
+    def architecture_of(self, network: NasBench201Network) -> Architecture:
+        """Return the point of the space that ``network`` is."""
+        return self.space.validate(dict(zip(EDGE_PATHS, network.operations, strict=True)))
+
+    def exact_costs(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Return ``macs`` (standard convention, one image) and ``params`` in closed form; nothing is built.
+
+        Per stage of width w and map h x h', a convolution of kernel k adds ``w^2 k^2 h h'`` MACs and ``w^2 k^2 + 2 w``
+        parameters to each cell; all other operations are free.
+        """
+        channels, height, width = self.image
+        macs = params = 0
+        for stage in range(3):
+            wide, before, area = (
+                self.channels * 2**stage,
+                self.channels * 2**stage // 2,
+                (height * width) >> (2 * stage),
+            )
+            if stage:
+                weights = 9 * before * wide + 9 * wide * wide + before * wide
+                norms = 4 * wide
+            else:
+                weights, norms = 9 * channels * wide, 2 * wide
+            for path in EDGE_PATHS:
+                kernel = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}.get(str(architecture[path]), 0)
+                weights += self.cells * kernel**2 * wide * wide
+                norms += self.cells * 2 * wide if kernel else 0
+            macs += weights * area
+            params += weights + norms
+        last = 4 * self.channels
+        return {
+            "macs": macs + last * self.num_classes,
+            "params": params + 2 * last + (last + 1) * self.num_classes,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the family as plain JSON values; ``family_from_json`` is the way back."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {"name": "nas-bench-201", **fields, "image": list(self.image)}
+
+
+def family_from_json(data: Mapping[str, Any]) -> NasBench201Family:
+    """Return the family that ``NasBench201Family.to_json`` described."""
+    fields = {key: value for key, value in data.items() if key not in ("name", "image")}
+    channels, height, width = data["image"]
+    return NasBench201Family(image=(channels, height, width), **fields)
+
+
+def open_family(name: str, *, image: tuple[int, int, int], num_classes: int, **settings: Any) -> NasBench201Family:
+    """Return the family called ``name`` for a task's images.
+
+    Args:
+        name: "nas-bench-201".
+        image: (C, H, W).
+        num_classes: Number of classes.
+        settings: ``channels`` (C, 16) and ``cells`` (N, 5).
+
+    Raises:
+        UserError: Another name, or sizes that the network cannot have.
+    """
+    if name != "nas-bench-201":
+        raise UserError("family", name, allowed="nas-bench-201", hint="See archsmith families.")
+    return NasBench201Family(image=(image[0], image[1], image[2]), num_classes=num_classes, **settings)
+
+
+def published_flops(network: nn.Module, image: tuple[int, int, int]) -> int:
+    """Return the "FLOPs" of the benchmark's tables: MACs of convolutions and linear layers, plus linear biases.
+
+    Normalisation, pooling and additions count nothing. ``archsmith.cost.count`` in its standard convention gives the
+    same number without the biases.
+
+    Args:
+        network: Network for such images, on any device.
+        image: (C, H, W).
+    """
+    device = next(network.parameters()).device
+    macs = count(network, torch.zeros(1, *image, device=device)).macs
+    biases = [m.bias for m in network.modules() if isinstance(m, nn.Linear) and m.bias is not None]
+    return macs + sum(bias.numel() for bias in biases)

@@ -1,0 +1,40 @@
+"""The shipped contract of a family, attached to every family of the library."""
+
+from __future__ import annotations
+
+import pytest
+from mobile_samples import small_family
+
+from archsmith.families import family_table
+from archsmith.families.cells import open_family
+from archsmith.testing.families import FamilyContract, measured_costs
+
+ATTACHED = {"mobile", "nas-bench-201"}
+
+
+class TestMobileFamily(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        return small_family()
+
+    def predicted_costs(self, family, architecture):
+        largest = family.largest()
+        atoms = family.atoms(family.build(largest))
+        living = family.atoms(family.build(architecture))
+        gone = {block.name for block in atoms.blocks} - {b.name for b in living.blocks if b.groups}
+        costs = measured_costs(family, largest)
+        for cost in costs:
+            costs[cost] -= sum(group.cost[cost] * group.size for group in atoms)
+            costs[cost] += sum(group.cost[cost] * group.size for group in living)
+            costs[cost] -= sum(block.cost.get(cost, 0) for block in atoms.blocks if block.name in gone)
+        return costs
+
+
+class TestNasBench201Family(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        return open_family("nas-bench-201", image=(3, 8, 12), num_classes=5, channels=4, cells=2)
+
+
+def test_every_family_is_attached():
+    assert {row["name"] for row in family_table()} == ATTACHED
