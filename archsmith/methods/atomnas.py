@@ -57,7 +57,8 @@ class Settings(BaseModel):
     """Hyper-parameters; the defaults are the paper's, ``preset_settings`` has shorter recipes for small images.
 
     Epoch counts may be fractions. ``shrink_fraction`` is relative to the supernet's MACs: the paper's trigger is 1e6 of
-    1,521,035,776.
+    1,521,035,776. ``cuts="end"`` trains the whole supernet and cuts once, after the last epoch: what shrinking during
+    training is compared with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +76,7 @@ class Settings(BaseModel):
     warmup_epochs: float = Field(25.0, ge=0)
     threshold: float = Field(1e-3, gt=0)
     shrink_fraction: float = Field(1e6 / 1_521_035_776, ge=0)
+    cuts: Literal["during", "end"] = "during"
     divisor: int = Field(1, ge=1)
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     ema_reference_batch: int = Field(4096, ge=1)
@@ -377,7 +379,7 @@ class Searcher:
 
     def _shrink(self, *, last: bool) -> dict[str, Any] | None:
         """Cut dead atoms when they are worth it, and what the budget demands when its time has come."""
-        if self.fixed:
+        if self.fixed or (self.settings.cuts == "end" and not last):
             return None
         keep = self._alive(average_alone=last)
         living = _size(keep)

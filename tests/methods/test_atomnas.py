@@ -178,6 +178,22 @@ def test_small_gains_wait_for_the_last_epoch(task):
     assert sum(f["cut"] is not None for f in finish(eager)) >= 3
 
 
+@pytest.mark.parametrize("budget", [None, "macs<=0.4x"])
+def test_cuts_can_wait_for_the_end(task, budget):
+    during, at_end = search(task, budget=budget), search(task, budget=budget, cuts="end")
+    cut, uncut = finish(during), finish(at_end)
+    first = next(f["epoch"] for f in cut if f["cut"] is not None)
+    assert first < during.epochs - 1
+    assert [f["cut"] is None for f in uncut] == [True] * (at_end.epochs - 1) + [False]
+    assert [f["macs_fraction"] for f in uncut[:-1]] == [1.0] * (at_end.epochs - 1)
+    # until the first cut both are the same run, bit for bit
+    assert [f["loss"] for f in cut[: first + 1]] == [f["loss"] for f in uncut[: first + 1]]
+    assert uncut[-1]["macs_fraction"] < 0.8
+    if budget:
+        assert uncut[-1]["within_budget"]
+        assert at_end.costs.of(at_end.deliver().architecture)["macs"] <= at_end.costs.limits["macs"]
+
+
 def test_a_cut_absorbs_what_dead_atoms_still_say(task, monkeypatch):
     """The averaged network moves less at a cut than it would without the correction."""
 
