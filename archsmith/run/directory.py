@@ -175,8 +175,13 @@ class Run:
         """
         self.record_many([{"kind": kind, **fields}])
 
-    def record_many(self, events: Sequence[Mapping[str, Any]]) -> None:
+    def record_many(self, events: Sequence[Mapping[str, Any]], *, keep: bool = True) -> None:
         """Append several events, each with its ``kind``, at the price of one; all of them are kept or none.
+
+        Args:
+            events: The events.
+            keep: Whether ``events`` returns them from now on; without, they are in the journal only, and memory does
+                not grow with the length of the run.
 
         Raises:
             As ``record``, and ValueError for an event without a ``kind``.
@@ -187,7 +192,12 @@ class Run:
         batch = [_event(self._now(), event) for event in events]
         with storage_errors("out", self._journal.path, hint="Everything recorded before is safe."):
             self._journal.append(batch)
-        self._events.extend(batch)
+        if keep:
+            self._events.extend(batch)
+
+    def forget(self, *kinds: str) -> None:
+        """Drop the events of these kinds from memory; the journal keeps them."""
+        self._events = [event for event in self._events if event["kind"] not in kinds]
 
     def events(self, kind: str | None = None) -> list[Event]:
         """Return the events of one kind, or all of them, oldest first."""
