@@ -1,8 +1,8 @@
-"""How much of a searching run is the library's own: all that is not forward, backward, optimiser, validation or
-recalibration. Batches and augmentation count as overhead too.
+"""How much of a searching run is the library's own work.
 
-The phases are timed from outside (``_phases.py``) in one whole ``archsmith.search`` at 32 pixels, each moment in exactly
-one of them. What happens once in a run (preparation, export and its check, latency measurement, report) does not grow
+Work is forward, backward, optimiser, validation and recalibration; everything else is overhead, batches and
+augmentation included. The phases are timed from outside (``_phases.py``) in one whole ``archsmith.search`` at 32
+pixels, each moment in exactly one of them. What happens once in a run (preparation, export and its check, latency measurement, report) does not grow
 with its length; it is a line of its own, because a benchmark is shorter than a real run.
 
 Run: ``python benchmarks/overhead.py [--threads 1] [--epochs 4] [--task cifar10 --data FILE]``
@@ -48,11 +48,15 @@ def main() -> None:
     work = sum(seconds.pop(name, 0.0) for name in WORK)
     once = sum(seconds.get(name, 0.0) for name in ONCE)
     print("library overhead at 32x32:", machine(given.threads).rsplit(",", 1)[0])
-    print(f"  {given.task}, {examples:,} training images, {given.epochs} epochs: {total:.1f} s, of them work {work:.1f} s")
+    print(
+        f"  {given.task}, {examples:,} training images, {given.epochs} epochs: {total:.1f} s, of them work {work:.1f} s"
+    )
     for name, value in sorted(seconds.items(), key=lambda item: -item[1]):
         print(f"  {name:30s}{value:8.2f} s {100 * value / total:6.2f} %{'   once in a run' * (name in ONCE)}")
     every = total - work - once
-    print(f"  overhead that grows with a run{every:8.2f} s {100 * every / (total - once):6.2f} % of the run without what is once")
+    print(
+        f"  grows with the run            {every:8.2f} s {100 * every / (total - once):6.2f} % (of a run without what is once)"
+    )
     print(f"  once in a run                 {once:8.2f} s")
     print(f"  all overhead of this run      {every + once:8.2f} s {100 * (every + once) / total:6.2f} %")
 

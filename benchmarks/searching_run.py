@@ -10,7 +10,7 @@ Seconds are those of all epochs (steps, shrinking, recalibration, validation). P
 seconds and the validation accuracies of the delivered networks; then the quartiles over seeds. At 32 pixels widths are
 multiples of 16: on CPUs, widths off such multiples cost more time than they save.
 
-Run: ``python benchmarks/searching_run.py [--threads 1] [--case digits] [--seeds 3] [--epochs 30] [--set budget_by=0.4]``
+Run: ``python benchmarks/searching_run.py [--threads 1] [--case digits] [--seeds 3] [--set budget_by=0.4]``
 """
 
 from __future__ import annotations
