@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # Every extra that a test uses; everything comes from the pinned list.
 EXTRAS := onnx,tensorboard,tables,dev
 
-.PHONY: help setup demo test test-all lint format bench clean
+.PHONY: help setup demo test test-all lint format bench gpu-data clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -42,6 +42,10 @@ format: $(STAMP)  ## rewrite the files in the house format
 
 bench: $(STAMP)  ## the ratio tables of benchmarks/
 	for f in benchmarks/[a-z]*.py; do $(BIN)/python $$f || exit 1; done
+
+gpu-data: $(STAMP)  ## pack the complete CIFAR-10 (DATA=npz) into two files of at most 50 MiB for a machine with a GPU
+	$(if $(DATA),,$(error make gpu-data needs DATA=path/to/cifar10.npz))
+	$(BIN)/python benchmarks/evidence/gpu_data.py pack $(DATA) data/gpu
 
 clean:  ## remove what the commands made, runs excepted
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
