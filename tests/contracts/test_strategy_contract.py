@@ -1,0 +1,80 @@
+"""The shipped contract of a strategy, attached to every strategy of the room."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import archsmith.strategies
+from archsmith.space import Space
+from archsmith.strategies import Strategy, strategy_table
+from archsmith.strategies.evolution import RegularizedEvolution
+from archsmith.strategies.random import RandomSearch
+from archsmith.strategies.reinforce import Reinforce
+from archsmith.testing.strategies import StrategyContract, pytest_generate_tests
+
+__all__ = ["pytest_generate_tests"]
+
+
+class TestRandom(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return RandomSearch(space, seed=seed)
+
+
+class TestRandomUnique(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return RandomSearch(space, seed=seed, unique=True)
+
+
+class TestRegularizedEvolution(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return RegularizedEvolution(space, seed=seed, population=10, tournament=3)
+
+
+class TestElitistEvolution(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return RegularizedEvolution(space, seed=seed, population=8, tournament=4, replacement=False, drop="worst")
+
+
+class TestReinforce(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return Reinforce(space, seed=seed, learning_rate=0.3, entropy_weight=0.01)
+
+
+CASES: dict[str, type[StrategyContract]] = {
+    "random": TestRandom,
+    "regularized-evolution": TestRegularizedEvolution,
+    "reinforce": TestReinforce,
+}
+
+
+def classes_of_the_room() -> set[str]:
+    """Return the names of all classes in the room's files that derive from ``Strategy``, by reading, not importing."""
+    bases: dict[str, list[str]] = {}
+    for path in Path(archsmith.strategies.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
+    found = {"Strategy"}
+    while more := {name for name, above in bases.items() if found & set(above)} - found:
+        found |= more
+    return {name for name in found if name != "Strategy" and not name.startswith("_")}
+
+
+# At collection: a strategy that is not listed, or not checked, stops the suite.
+UNLISTED = classes_of_the_room() - {row["class"] for row in strategy_table()}
+assert not UNLISTED, f"strategies without a row in a STRATEGIES table: {sorted(UNLISTED)}"
+UNCHECKED = {row["name"] for row in strategy_table()} - set(CASES)
+assert not UNCHECKED, f"strategies without the contract suite in tests/contracts: {sorted(UNCHECKED)}"
+
+
+@pytest.mark.parametrize("row", strategy_table(), ids=lambda row: str(row["name"]))
+def test_rows_name_their_class(row: dict[str, object]) -> None:
+    """Each row of the table leads to the class that its suite checks."""
+    case = CASES[str(row["name"])]()
+    from archsmith.testing.strategies import flat_space
+
+    assert type(case.make(flat_space(), 0)).__name__ == row["class"]
+    assert set(row) == {"name", "class", "title", "paper", "extra", "file"}
