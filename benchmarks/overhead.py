@@ -2,8 +2,9 @@
 
 Work is forward, backward, optimiser, validation and recalibration; everything else is overhead, batches and
 augmentation included. The phases are timed from outside (``_phases.py``) in one whole ``archsmith.search`` at 32
-pixels, each moment in exactly one of them. What happens once in a run (preparation, export and its check, latency measurement, report) does not grow
-with its length; it is a line of its own, because a benchmark is shorter than a real run.
+pixels, each moment in exactly one of them. What happens once in a run (preparation, export and its check, latency
+measurement, report) does not grow with its length; it is a line of its own, because a benchmark is shorter than a
+real run.
 
 Run: ``python benchmarks/overhead.py [--threads 1] [--epochs 4] [--task cifar10 --data FILE]``
 """
@@ -54,9 +55,7 @@ def main() -> None:
     for name, value in sorted(seconds.items(), key=lambda item: -item[1]):
         print(f"  {name:30s}{value:8.2f} s {100 * value / total:6.2f} %{'   once in a run' * (name in ONCE)}")
     every = total - work - once
-    print(
-        f"  grows with the run            {every:8.2f} s {100 * every / (total - once):6.2f} % (of a run without what is once)"
-    )
+    print(f"  grows with the run            {every:8.2f} s {100 * every / (total - once):6.2f} % (of the rest)")
     print(f"  once in a run                 {once:8.2f} s")
     print(f"  all overhead of this run      {every + once:8.2f} s {100 * (every + once) / total:6.2f} %")
 

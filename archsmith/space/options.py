@@ -112,6 +112,8 @@ def option_count(options: Options) -> int | float:
     """Return how many options there are: an exact int, or ``math.inf`` for a proper interval."""
     if isinstance(options, Interval):
         return 1 if options.low == options.high else math.inf
+    if isinstance(options, range):  # len() of a range stops at 2**63
+        return max(0, -((options.start - options.stop) // options.step))
     return options.total if isinstance(options, Subsets) else len(options)
 
 

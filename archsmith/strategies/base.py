@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from archsmith.core.errors import UserError
@@ -54,8 +54,11 @@ class Strategy(ABC):
         UserError: No objective, or more than the strategy can take.
     """
 
-    repeats: ClassVar[bool] = True
+    repeats: bool = True
     """Whether an architecture may be proposed more than once at the same fidelity."""
+
+    learns: ClassVar[bool] = True
+    """Whether results change what is asked next; such a strategy is expected to beat random search on an easy space."""
 
     objectives_allowed: ClassVar[int | None] = 1
     """Largest number of objectives, None for any number."""
@@ -157,8 +160,17 @@ class Strategy(ABC):
 
     def _restored(self, trial: Trial) -> Trial:
         """Give a trial's architecture back its space (a canonical form cannot follow through JSON)."""
-        whole = self.space.validate(trial.architecture)
-        return Trial(**{name: getattr(trial, name) for name in trial.__dataclass_fields__} | {"architecture": whole})
+        return replace(trial, architecture=self.space.validate(trial.architecture))
+
+    def _architecture(self, data: Mapping[str, Any]) -> Architecture:
+        """Return the architecture of the space that ``to_json`` wrote into a state."""
+        return self.space.validate(Architecture.from_json(data))
+
+    def _loss(self, result: Result, objective: Objective | None = None) -> float:
+        """Return what is to be minimised: the objective, negated where larger is better; NaN when there is none."""
+        objective = self.objective if objective is None else objective
+        value = objective.value(result)
+        return -value if objective.direction == "maximize" else value
 
     @abstractmethod
     def _propose(self) -> Proposal | None:

@@ -19,6 +19,16 @@ from archsmith.space.options import Interval, Options
 from archsmith.space.values import Value
 from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
 
+STRATEGIES = (
+    {
+        "name": "mcts",
+        "class": "MonteCarloTreeSearch",
+        "title": "Monte Carlo tree search (UCT) on the tree of decisions, plain or bisected",
+        "paper": "Kocsis and Szepesvari 2006; for architectures arXiv 1704.08792",
+        "extra": None,
+    },
+)
+
 
 class Node:
     """A prefix of decisions: how often it was taken and what came of it.
@@ -64,7 +74,7 @@ class MonteCarloTreeSearch(Strategy):
         bisect: Search the restructured tree: each choice becomes binary questions (``archsmith.space.bisection``).
         reward_range: Values of the objective that become reward 0 and 1; (0, 100) for accuracies in percent. For a
             minimised objective the smaller value gives the larger reward.
-        failure: Reward of a failed, infeasible or NaN result, and of a walk that ends dead.
+        failure: Reward of a failed, infeasible, NaN or infinite result, and of a walk that ends dead.
         enter_child: After giving a leaf its children, also enter one of them at random, so that the root's children
             have T visits in total (the 2019 rewrite of the reference).
         ties: "random", or "first": the lowest index.
@@ -110,7 +120,7 @@ class MonteCarloTreeSearch(Strategy):
     def reward(self, result: Result) -> float:
         """Return the reward of a result; outside [0, 1] when the objective leaves ``reward_range``."""
         value = self.objective.value(result)
-        if math.isnan(value):
+        if not math.isfinite(value):
             return self.failure
         low, high = self.reward_range
         share = (value - low) / (high - low)

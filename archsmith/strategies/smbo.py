@@ -16,6 +16,16 @@ from archsmith.core.errors import UserError
 from archsmith.space import Architecture, Objective, Result, Space, Trial
 from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
 
+STRATEGIES = (
+    {
+        "name": "surrogate",
+        "class": "SurrogateSearch",
+        "title": "Ridge regression on n-grams of module names ranks random samples (SMBO)",
+        "paper": "arXiv 1704.08792",
+        "extra": None,
+    },
+)
+
 Tokens = Callable[[Architecture], Sequence[str]]
 
 # N networks, D features
