@@ -12,6 +12,9 @@ import torch
 
 ROUNDS = 10
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Seconds on the wall, and processor seconds of this process: the second does not see that it waited for a core."""
+
 
 def interleaved(
     runs: Mapping[str, Callable[[], object]], *, rounds: int = ROUNDS, warmup: int = 2
