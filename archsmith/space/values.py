@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -85,9 +85,21 @@ class FrozenDict(Mapping[str, Any]):
     def __repr__(self) -> str:
         return repr(self._items)
 
+    def values(self) -> ValuesView[Any]:
+        """Return a view of the values (the inherited one looks up every name)."""
+        return self._items.values()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return a view of names and values."""
+        return self._items.items()
+
 
 def freeze(value: Any) -> Any:
     """Return a JSON value with mappings as ``FrozenDict`` and lists as tuples; non-finite floats are kept."""
+    if type(value) is float:  # the usual cases first: results of tables are made by the ten thousand
+        return value + 0.0
+    if type(value) is int or type(value) is str:
+        return value
     if isinstance(value, Mapping):
         return FrozenDict(value)
     if isinstance(value, list | tuple):
