@@ -75,7 +75,9 @@ def test_a_missing_table(tmp_path: Path) -> None:
         open_table("nas-bench-201", tmp_path / "nas-bench-201.npz")
     text = str(raised.value)
     assert (
-        "nas-bench-201.npz (no such file)" in text and "never downloads on its own" in text and "docs/guide/tables.md" in text
+        "nas-bench-201.npz (no such file)" in text
+        and "never downloads on its own" in text
+        and "docs/guide/tables.md" in text
     )
     with pytest.raises(UserError, match="no table in this folder"):
         open_table("nas-bench-201", tmp_path)

@@ -22,8 +22,8 @@ def table_catalogue() -> list[dict[str, Any]]:
     """Return one row per table, sorted by name, without importing any.
 
     Returns:
-        The fields of ``TABLES`` (name, title, rows, space, datasets, fidelities, files: file name → SHA-256, for some
-        ``beside``: files with further columns) and ``module``.
+        The fields of ``TABLES`` (name, title, rows, space, datasets, fidelities as numbers or "1 to 50", files: file
+        name → SHA-256, for some ``beside``: files with further columns) and ``module``.
     """
     rows: list[dict[str, Any]] = []
     for path in sorted(Path(__file__).parent.glob("*.py")):

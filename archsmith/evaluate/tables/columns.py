@@ -97,7 +97,7 @@ def _located(field: str, path: Path, files: Mapping[str, str]) -> Path:
         field,
         Shown(f"{path} ({'no table in this folder' if path.is_dir() else 'no such file'})"),
         allowed=f"the path of {' or '.join(files)}, or of the folder that holds it",
-        hint="docs/guide/tables.md says what the tables are and where they come from; archsmith never downloads on its own.",
+        hint="docs/guide/tables.md says what it is and where it comes from; archsmith never downloads on its own.",
     )
 
 

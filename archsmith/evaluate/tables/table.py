@@ -17,7 +17,7 @@ import numpy as np
 from archsmith.core.errors import UserError
 from archsmith.evaluate.base import WeightStore
 from archsmith.evaluate.tables.columns import Columns
-from archsmith.space import Architecture, Result, Space, Trial
+from archsmith.space import Architecture, ProductSpace, Result, Space, Trial
 
 
 class Index(Protocol):
@@ -30,6 +30,23 @@ class Index(Protocol):
     def architecture(self, row: int) -> Architecture:
         """Return the architecture of a row."""
         ...
+
+
+class RowIndex:
+    """For spaces whose only decision is the number of the row."""
+
+    def __init__(self, space: ProductSpace) -> None:
+        self._space = space
+
+    def row(self, architecture: Architecture) -> int:
+        """Return the row."""
+        row = self._space.validate(architecture)["row"]
+        assert isinstance(row, int)
+        return row
+
+    def architecture(self, row: int) -> Architecture:
+        """Return the architecture that names a row."""
+        return Architecture.of_valid({"row": row}, space=self._space.name, canonical=None)
 
 
 @dataclass(frozen=True)
