@@ -31,6 +31,12 @@ NO_TORCH = [
     "predictors",
     "methods/__init__.py",
     "families/__init__.py",
+    "families/cell_spaces.py",
+    "families/graph_cells.py",
+    "families/table_spaces.py",
+    "evaluate/base.py",
+    "evaluate/cache.py",
+    "evaluate/tables",
 ]
 TORCH_ROOMS = ["graph", "layers", "cost", "atoms", "supernet", "families", "tasks", "train"]
 

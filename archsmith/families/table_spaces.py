@@ -56,10 +56,12 @@ def nas_bench_graph_space(
     """
     elements = {"links": Categorical(GRAPH_LINKS, group="links")}
     elements |= {f"op/{node}": Categorical(operations, group="op") for node in (1, 2, 3, 4)}
-    rule = Predicate(
-        "the input itself does not reach the output", lambda decisions: "input" not in dict(graph_tree(decisions))
-    )
+    rule = Predicate("the input itself does not reach the output", _keeps_its_input)
     return ProductSpace(name, elements, constraints=[rule], canonical=graph_tree)
+
+
+def _keeps_its_input(network: Mapping[str, Value]) -> bool:
+    return all(operation != "input" for operation, _ in graph_tree(network))
 
 
 def nas_bench_graph_proteins_space() -> ProductSpace:

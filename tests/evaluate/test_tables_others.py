@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,16 @@ def test_rows_are_found_again(name: str) -> None:
         result = evaluator.evaluate(Trial(id=1, architecture=architecture))
         assert result.status == "ok" or name.startswith("nas-bench-nlp")
         assert set(result.costs) <= {"params", "macs_paper"}
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "nas-bench-201"])
+def test_an_evaluator_can_be_sent_to_another_process(name: str) -> None:
+    evaluator = TableEvaluator(real_table(name))
+    again = pickle.loads(pickle.dumps(evaluator))  # noqa: S301 - our own bytes
+    for row in (0, 99):
+        trial = Trial(id=1, architecture=evaluator.table.architecture(row))
+        assert again.evaluate(trial) == evaluator.evaluate(trial)
+        assert again.table.architecture(row).network_digest == trial.architecture.network_digest
 
 
 def test_nas_bench_101_is_what_its_origin_says() -> None:

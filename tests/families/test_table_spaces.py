@@ -30,6 +30,10 @@ def test_the_published_numbers_of_graph_networks() -> None:
     assert nas_bench_graph_proteins_space().size == len(proteins)
     assert len({graph_tree(network) for network in proteins}) == 2021
     assert len({network.network_digest for network in proteins[::3]}) == len({graph_tree(n) for n in proteins[::3]})
+
+
+@pytest.mark.slow
+def test_the_published_number_of_the_larger_graph_space() -> None:
     assert len({graph_tree(network) for network in nas_bench_graph_space().enumerate()}) == 26206
 
 

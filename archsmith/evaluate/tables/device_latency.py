@@ -13,6 +13,7 @@ Sources: HELP, arXiv 2106.08630 (FBNet, Once-for-All); Hardware-Aware Transforme
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,11 @@ def _fbnet(columns: Columns) -> tuple[Callable[[int], dict[str, Value]], Product
     _check_options(columns, dict.fromkeys(names, range(len(FBNET_OPERATIONS))))
     codes = np.stack([columns[name] for name in names], axis=1)
 
-    def decisions(row: int) -> dict[str, Value]:
-        return {f"layer/{layer}": FBNET_OPERATIONS[int(code)] for layer, code in enumerate(codes[row])}
+    return partial(_fbnet_decisions, codes), fbnet_space()
 
-    return decisions, fbnet_space()
+
+def _fbnet_decisions(codes: np.ndarray, row: int) -> dict[str, Value]:
+    return {f"layer/{layer}": FBNET_OPERATIONS[int(code)] for layer, code in enumerate(codes[row])}
 
 
 def _ofa(columns: Columns) -> tuple[Callable[[int], dict[str, Value]], ProductSpace]:
@@ -157,17 +159,18 @@ def _ofa(columns: Columns) -> tuple[Callable[[int], dict[str, Value]], ProductSp
     options = {"k": (3, 5, 7), "e": (3, 4, 6), "d": (2, 3, 4), "r": range(128, 225, 4)}
     _check_options(columns, {name: options[name[0]] for name in names})
 
-    def decisions(row: int) -> dict[str, Value]:
-        found: dict[str, Value] = {"resolution": int(columns["r"][row])}
-        for stage in range(5):
-            found[f"stage/{stage}/depth"] = depth = int(columns[f"d{stage:02d}"][row])
-            for layer in range(depth):
-                at = f"{4 * stage + layer:02d}"
-                found[f"stage/{stage}/{layer}/kernel"] = int(columns[f"ks{at}"][row])
-                found[f"stage/{stage}/{layer}/expand"] = int(columns[f"e{at}"][row])
-        return found
+    return partial(_ofa_decisions, {name: columns[name] for name in names}), ofa_mobilenet_space()
 
-    return decisions, ofa_mobilenet_space()
+
+def _ofa_decisions(columns: Columns, row: int) -> dict[str, Value]:
+    found: dict[str, Value] = {"resolution": int(columns["r"][row])}
+    for stage in range(5):
+        found[f"stage/{stage}/depth"] = depth = int(columns[f"d{stage:02d}"][row])
+        for layer in range(depth):
+            at = f"{4 * stage + layer:02d}"
+            found[f"stage/{stage}/{layer}/kernel"] = int(columns[f"ks{at}"][row])
+            found[f"stage/{stage}/{layer}/expand"] = int(columns[f"e{at}"][row])
+    return found
 
 
 def _check_options(columns: Columns, allowed: Mapping[str, Sequence[int]]) -> None:
