@@ -58,7 +58,7 @@ def main() -> None:
         family = NasBench201Family(image=(3, 32, 32), num_classes=10, cells=cells)
         found, seconds = scored(family, batch, names, table["ops"][rows], options.seed)
         print(f"\nC = 16, N = {cells}, {count} cells\n")
-        print("| score | finite | to accuracy | 95 % interval | to published values | published to accuracy | CPU s/cell |")
+        print("| score | finite | to accuracy | 95 % interval | to published values | published to accuracy | CPU s |")
         print("|---|---|---|---|---|---|---|")
         for name in names:
             values = found[name] if SCORES[name].higher_is_better else -found[name]
