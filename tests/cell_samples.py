@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from shared_data import shared_data
+from shared_data import cifar10_arrays, shared_data
 from torch import nn
 
 from archsmith.families.cell_spaces import NB201_EDGES, NB201_OPERATIONS, nas_bench_201_space
@@ -63,3 +64,20 @@ def nas_bench_201_columns() -> dict[str, np.ndarray]:
     """Return the real table's columns by name; skip where it is absent."""
     with np.load(shared_data("nas-benchmarks") / "nas-bench-201.npz") as file:
         return dict(file)
+
+
+def zero_cost_columns() -> dict[str, np.ndarray]:
+    """Return the published scores on CIFAR-10 by name, (15625,) float64; skip where they cannot be read."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(shared_data("nas-benchmarks") / "nas-bench-201-zero-cost.parquet")
+    names = ("naswot", "synflow", "logsynflow", "nregions")
+    return {name: table[f"{name}_cifar10"].to_numpy().astype(np.float64) for name in names}
+
+
+def cifar10_batch(size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``size`` normalised training images (size, 3, 32, 32) of real CIFAR-10 and their labels."""
+    arrays = cifar10_arrays()
+    rows = np.random.default_rng(seed).choice(len(arrays["x_train"]), size, replace=False)
+    images = torch.from_numpy(arrays["x_train"][rows]).float() / 255
+    mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
+    return (images - mean.view(3, 1, 1)) / std.view(3, 1, 1), torch.from_numpy(arrays["y_train"][rows]).long()

@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from archsmith.core.errors import Shown, UserError
 from archsmith.cost import count
-from archsmith.families.cell_spaces import NB201_EDGES, nas_bench_201_space
-from archsmith.layers.cells import NasBench201Network
+from archsmith.families.cell_spaces import NB201_EDGES, NB201_OPERATIONS, nas_bench_201_space
+from archsmith.layers.cells import DenseCell, NasBench201Network, make_edge_operation
 from archsmith.space import Architecture, ProductSpace
+from archsmith.supernet import SinglePathSupernet, Switch
 
 FAMILIES = (
     {
@@ -93,6 +95,35 @@ class NasBench201Family:
                 torch.manual_seed(seed)
             return NasBench201Network(self.image[0], self.num_classes, self.channels, self.cells, operations)
 
+    def supernet(self, *, seed: int | None = None, affine: bool = False) -> SinglePathSupernet:
+        """Return a supernet: every edge of every cell holds all five operations, with weights of their own.
+
+        A path extracts to the network that ``build`` gives. Train it with ``archsmith.train.single_path`` on paths from
+        ``random_path``: random search with parameter sharing (RSPS).
+
+        Args:
+            seed: Seed of the initialisation; None draws from torch's global generator.
+            affine: Whether normalisations of cells and reductions have a scale and a shift; the benchmark's own
+                weight-sharing searches have none.
+        """
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            nothing = ("none",) * len(EDGE_PATHS)
+            network = NasBench201Network(
+                self.image[0], self.num_classes, self.channels, self.cells, nothing, affine=affine
+            )
+            switches: dict[str, list[str]] = {path: [] for path in EDGE_PATHS}
+            for name, cell in list(network.named_modules()):
+                if isinstance(cell, DenseCell):
+                    width = self.channels * 2 ** int(name.split(".")[1])
+                    for index, path in enumerate(EDGE_PATHS):
+                        cell.edges[index] = Switch(
+                            {option: make_edge_operation(option, width, affine) for option in NB201_OPERATIONS}
+                        )
+                        switches[path].append(f"{name}.edges.{index}")
+        return SinglePathSupernet(network, self.space, switches, self.build)
+
     def architecture_of(self, network: NasBench201Network) -> Architecture:
         """Return the point of the space that ``network`` is."""
         return self.space.validate(dict(zip(EDGE_PATHS, network.operations, strict=True)))
@@ -132,6 +163,19 @@ class NasBench201Family:
         """Return the family as plain JSON values; ``family_from_json`` is the way back."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {"name": "nas-bench-201", **fields, "image": list(self.image)}
+
+
+def random_path(rng: np.random.Generator) -> Architecture:
+    """Return a uniformly sampled cell in which every node has an operation other than ``none`` coming in.
+
+    Cells with a node that all edges leave empty are drawn again, as the benchmark's weight-sharing random search does.
+    """
+    space = nas_bench_201_space()
+    while True:
+        cell = space.sample(rng)
+        fed = {path[-1] for path in EDGE_PATHS if cell[path] != "none"}
+        if len(fed) == 3:
+            return cell
 
 
 def family_from_json(data: Mapping[str, Any]) -> NasBench201Family:
