@@ -58,6 +58,12 @@ class Predictor(ABC):
         Raises:
             UserError: Shapes that do not match, no example, NaN or an infinity.
         """
+        features, targets = self._checked(features_ND, targets_N)
+        if not self._constant:
+            self._fit(features, (targets - self._offset) / self._scale)
+
+    def _checked(self, features_ND: np.ndarray, targets_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Check the examples, note their width and the scale of their targets, and return copies."""
         features = _finite("features", _matrix(features_ND))
         targets = _finite("targets", np.array(targets_N, dtype=np.float64))
         if targets.shape != features.shape[:1] or not features.size:
@@ -71,8 +77,7 @@ class Predictor(ABC):
         self._constant = bool((targets == targets[0]).all())
         self._offset = float(targets[0] if self._constant else targets.mean())
         self._scale = 1.0 if self._constant else float(targets.std())
-        if not self._constant:
-            self._fit(features, (targets - self._offset) / self._scale)
+        return features, targets
 
     def predict(self, features_ND: np.ndarray) -> Prediction:
         """Return mean and uncertainty of N examples.

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from archsmith.core.errors import UserError
+from archsmith.core.errors import Shown, UserError
 from archsmith.predictors.base import Predictor
 
 # N examples, M others, D features, G groups
@@ -60,6 +60,7 @@ class GaussianProcess(Predictor):
             raise UserError("max_iterations", max_iterations, allowed="an integer from 0")
         self.kernel, self.groups = kernel, None if groups is None else tuple(groups)
         self.prior_strength, self.max_iterations = float(prior_strength), int(max_iterations)
+        self._logs: np.ndarray | None = None
 
     def _fit(self, features: np.ndarray, targets: np.ndarray) -> None:
         if self.groups is not None and sum(self.groups) != features.shape[1]:
@@ -72,10 +73,45 @@ class GaussianProcess(Predictor):
         # logarithms of: signal variance, noise variance, squared length scales
         self._centre = np.log(np.array([1.0, 0.01, *typical]))
         self._logs = self._maximised(distances_GNN, targets)
-        signal, noise, scales = self._parameters(self._logs)
-        covariance = signal * self._correlation(distances_GNN, scales)
-        covariance[np.diag_indices_from(covariance)] += noise
-        self._factor = np.linalg.cholesky(covariance)
+        self._condition(targets)
+
+    def condition(self, features_ND: np.ndarray, targets_N: np.ndarray) -> None:
+        """Take in other examples with the hyperparameters as they are: one factorisation, no search.
+
+        Raises:
+            UserError: As ``fit``; or nothing was fitted yet, or what was fitted was constant.
+        """
+        if not self.ready:
+            raise UserError("condition", Shown("a call before fit"), allowed="after fit with targets that differ")
+        features, targets = self._checked(features_ND, targets_N)
+        if not self._constant:
+            self._seen = features
+            self._condition((targets - self._offset) / self._scale)
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``fit`` has found hyperparameters: it saw targets that are not all equal."""
+        return self._logs is not None
+
+    @property
+    def signal(self) -> float:
+        """Variance of the latent function, of standardised targets."""
+        return self._parameters(self._logs)[0]
+
+    @property
+    def noise(self) -> float:
+        """Variance of the noise, of standardised targets."""
+        return self._parameters(self._logs)[1]
+
+    def covariance(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Return the latent covariance of every pair of rows, shape (N, M), of standardised targets."""
+        signal, _, scales = self._parameters(self._logs)
+        return signal * self._correlation(self._distances(left, right), scales)
+
+    def _condition(self, targets: np.ndarray) -> None:
+        gram = self.covariance(self._seen, self._seen)
+        gram[np.diag_indices_from(gram)] += self.noise
+        self._factor = np.linalg.cholesky(gram)
         self._weights = _solved(self._factor, targets)
 
     def _maximised(self, distances_GNN: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -124,7 +160,8 @@ class GaussianProcess(Predictor):
         away = logs - self._centre
         return value + 0.5 * self.prior_strength * float(away @ away), gradient + self.prior_strength * away
 
-    def _parameters(self, logs: np.ndarray) -> tuple[float, float, np.ndarray]:
+    def _parameters(self, logs: np.ndarray | None) -> tuple[float, float, np.ndarray]:
+        assert logs is not None
         return float(np.exp(logs[0])), float(np.exp(logs[1])) + JITTER, np.exp(logs[2:])
 
     def _distances(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -140,10 +177,9 @@ class GaussianProcess(Predictor):
     def _predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         from scipy.linalg import solve_triangular
 
-        signal, _, scales = self._parameters(self._logs)
-        cross_NM = signal * self._correlation(self._distances(self._seen, features), scales)
+        cross_NM = self.covariance(self._seen, features)
         reduced = solve_triangular(self._factor, cross_NM, lower=True)
-        return cross_NM.T @ self._weights, np.sqrt(np.maximum(signal - (reduced**2).sum(0), 0.0))
+        return cross_NM.T @ self._weights, np.sqrt(np.maximum(self.signal - (reduced**2).sum(0), 0.0))
 
 
 def squared_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
 from archsmith.strategies.evolution import MutateWithin, RegularizedEvolution
 from archsmith.strategies.mcts import MonteCarloTreeSearch
 from archsmith.strategies.policy import TablePolicy
+from archsmith.strategies.predictor_guided import PredictorGuided
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
 from archsmith.strategies.smbo import SurrogateSearch
@@ -27,6 +28,7 @@ __all__ = [
     "DEFAULT_OBJECTIVE",
     "MonteCarloTreeSearch",
     "MutateWithin",
+    "PredictorGuided",
     "Proposal",
     "RandomSearch",
     "RegularizedEvolution",

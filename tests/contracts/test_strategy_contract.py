@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 import archsmith.strategies
+from archsmith.predictors import Ensemble, Predictor, Ridge
 from archsmith.space import Space
 from archsmith.strategies import Strategy, strategy_table
 from archsmith.strategies.evolution import RegularizedEvolution
 from archsmith.strategies.mcts import MonteCarloTreeSearch
+from archsmith.strategies.predictor_guided import PredictorGuided
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
 from archsmith.strategies.smbo import SurrogateSearch
@@ -60,6 +62,29 @@ class TestBisectedTreeSearch(TestTreeSearch):
         return MonteCarloTreeSearch(space, seed=seed, reward_range=(0, 100), exploration=0.1, bisect=True)
 
 
+class TestPredictorGuided(StrategyContract):
+    evaluations = 60
+    seeds = 4
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return PredictorGuided(space, seed=seed, initial=5, candidates=20, refit=1.5)
+
+
+class TestPredictorGuidedBags(StrategyContract):
+    """A predictor that takes in nothing between its fits, random acquisition values, and candidates drawn."""
+
+    spaces = ("small",)
+    beats_random = False  # three bags of straight lines; it is the frame that is checked here
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        def bags(own: int) -> Predictor:
+            return Ensemble(lambda each: Ridge(seed=each), members=3, bagging=True, seed=own)
+
+        settings = {"predictor": bags, "acquisition": "thompson", "scaling": "rank", "initial": 5, "whole": 20}
+        settings |= {"candidates": 20, "refit": 1.5}
+        return PredictorGuided(space, seed=seed, **settings)
+
+
 class TestSurrogate(StrategyContract):
     beats_random = False  # n-grams forget positions, which are all that counts on the flat landscape; see test_smbo
 
@@ -69,6 +94,7 @@ class TestSurrogate(StrategyContract):
 
 CASES: dict[str, type[StrategyContract]] = {
     "mcts": TestTreeSearch,
+    "predictor-guided": TestPredictorGuided,
     "random": TestRandom,
     "regularized-evolution": TestRegularizedEvolution,
     "reinforce": TestReinforce,

@@ -28,7 +28,8 @@ def test_correlations_start_at_one_and_have_their_slope(kernel):
     value, slope = kernel(r2)
     assert value[0] == pytest.approx(1, abs=1e-6) and (np.diff(value) < 0).all()
     h = 1e-6
-    np.testing.assert_allclose(slope[1:], ((kernel(r2 + h)[0] - kernel(r2 - h)[0]) / (2 * h))[1:], rtol=1e-5)
+    r2 = r2[1:]
+    np.testing.assert_allclose(slope[1:], (kernel(r2 + h)[0] - kernel(r2 - h)[0]) / (2 * h), rtol=1e-5)
 
 
 def test_matern_at_one_length_scale():
