@@ -30,14 +30,15 @@ def stored(path: Path) -> list[tuple[int, str, int, float]]:
     return trail([(trial, result) for trial, result in recorded_trials(path) if result is not None])
 
 
-def test_a_serial_study_is_the_plain_loop() -> None:
+@pytest.mark.parametrize("order", ["synchronous", "asynchronous"])
+def test_a_serial_study_is_the_plain_loop(order: Any) -> None:
     plain, expected = Climber(seed=3), []
     for _ in range(30):
         (trial,) = plain.ask()
         result = Quick().evaluate(trial)
         plain.tell(trial.id, result)
         expected.append((trial, result))
-    outcome = run_study(Climber(seed=3), Quick(), budget=30)
+    outcome = run_study(Climber(seed=3), Quick(), budget=30, order=order)
     assert trail(outcome.history) == trail(expected)
     assert outcome.status == "finished"
     assert outcome.reason == "the budget of 30 evaluations is spent"
@@ -364,30 +365,27 @@ def test_the_coordinator_is_killed_and_resumed(tmp_path: Path, order: str) -> No
 @pytest.mark.parametrize("order", ["synchronous", "asynchronous"])
 def test_kills_at_random_moments(tmp_path: Path, order: str) -> None:
     moments = random.Random(0)
-    for attempt in range(12):
-        folder = tmp_path / str(attempt)
+    for repetition in range(5):
+        folder = tmp_path / str(repetition)
         folder.mkdir()
-        deaths = 0
-        while True:
-            process = coordinator(folder, order, 4)
-            try:
-                code = process.wait(moments.uniform(0.3, 1.5))
-                break
-            except subprocess.TimeoutExpired:
-                workers = [line.split()[1] for line in lines_of(folder / "log")[-2:]]
-                if workers and moments.random() < 0.5:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(workers[-1]), signal.SIGKILL)  # a worker
-                else:
-                    process.kill()
-                    process.wait()
-                    deaths += 1
-                    continue
-            code = process.wait()
-            break
-        assert code == 0
+        log, deaths = folder / "log", 0
+        process = coordinator(folder, order, 4)
+        while process.poll() is None:
+            moment = len(lines_of(log)) + moments.randint(1, 8)
+            while process.poll() is None and len(lines_of(log)) < moment:
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0.0, 0.03))
+            if moments.random() < 0.5:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(moments.choice(lines_of(log)[-4:]).split()[1]), signal.SIGKILL)  # a worker
+            elif process.poll() is None:
+                process.kill()
+                process.wait()
+                deaths += 1
+                process = coordinator(folder, order, 4)
+        assert process.wait() == 0
         trials = list(recorded_trials(folder / "s"))
-        assert [trial.id for trial, _ in trials] == list(range(1, 21)), (attempt, deaths)
+        assert [trial.id for trial, _ in trials] == list(range(1, 21)), (repetition, deaths)
         assert all(result is not None and result.status == "ok" for _, result in trials)
 
 
