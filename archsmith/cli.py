@@ -176,6 +176,25 @@ def verify(
 
 
 @app.command()
+def dashboard(
+    run: Annotated[Path, typer.Argument(help="Folder of a study.")],
+    storage: Annotated[
+        str | None, typer.Option(help="URL of an Optuna storage. [default: sqlite file RUN/optuna.db]")
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Start optuna-dashboard and keep the mirror fresh.")] = False,
+    port: Annotated[int, typer.Option(help="Port of --serve.")] = 8080,
+) -> None:
+    """Mirror a study into an Optuna study that optuna-dashboard opens; typed again, bring the mirror up to date."""
+    from archsmith.run.mirror import mirror_study, serve_mirror
+
+    mirror = mirror_study(run, storage=storage)
+    typer.echo(f"{mirror.trials} trials in the Optuna study {mirror.study!r}, {mirror.written} of them new or changed")
+    typer.echo(f"Next: {mirror.command}")
+    if serve:
+        serve_mirror(run, mirror, port=port)
+
+
+@app.command()
 def profile(
     target: Annotated[str, typer.Argument(help="module:factory that returns an nn.Module, or a file.onnx.")],
     shape: Annotated[str, typer.Option(help="Shape of the input, batch included, for example 1x3x224x224.")],
