@@ -1,4 +1,4 @@
-"""The command line: ``archsmith search``, ``resume``, ``report``, ``verify``, ``profile``, and tables of what there is.
+"""The command line: ``archsmith search``, ``resume``, ``report``, ``verify``, ``dashboard``, ``profile``, and tables.
 
 A thin layer over ``archsmith.api``. Rooms that import torch are imported inside the commands, so that ``--help`` and
 the tables answer at once. Wrong input ends with one paragraph and exit code 2.

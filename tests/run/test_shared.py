@@ -121,7 +121,7 @@ def test_workers_share_a_study_and_one_is_killed_in_mid_evaluation(
     kind: str, order: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url = new_database(kind, request, tmp_path)
-    first, second = worker(tmp_path, url, order, sleep=0.1), worker(tmp_path, url, order, sleep=0.1)
+    first, second = worker(tmp_path, url, order, sleep=0.05), worker(tmp_path, url, order, sleep=0.05)
     while len(log_lines(tmp_path)) < 6:
         assert first.poll() is None
         time.sleep(0.01)

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import json
 import os
 import random
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from archsmith.core.journal import Journal
 from archsmith.run.stop import StopRequest
 from archsmith.run.study import JournalStore, MemoryStore, StudyBudget, WorkerLost, recorded_trials, run_study
 from archsmith.space import Categorical, Objective, ProductSpace, Result, Trial
-from archsmith.strategies import RandomSearch
+from archsmith.strategies import RandomSearch, open_strategy
 
 
 def trail(history: list[tuple[Trial, Result]]) -> list[tuple[int, str, int, float]]:
@@ -239,6 +241,38 @@ def test_resuming_after_every_possible_end_of_the_journal_gives_the_same_study(t
         events = Journal(path / "journal.jsonl").read()
         told = [e["id"] for e in events if e["kind"] == "told" or e.get("told")]
         assert told == sorted(told) == [trial_id for trial_id, *_ in wanted]
+
+
+@pytest.mark.parametrize("name", ["regularized-evolution", "reinforce"])
+def test_learning_strategies_resume_from_their_state_and_the_rest_of_the_journal(tmp_path: Path, name: str) -> None:
+    def study(path: Path, snapshot_seconds: float) -> None:
+        strategy = open_strategy(name, SPACE, seed=2)
+        store = JournalStore(path)
+        run_study(strategy, Quick(), budget=40, batch=4, store=store, snapshot_seconds=snapshot_seconds)
+
+    study(tmp_path / "whole", 1e9)
+    study(tmp_path / "cut", 0.0)
+    lines = (tmp_path / "cut" / "journal.jsonl").read_text().splitlines(keepends=True)
+    states = [i for i, line in enumerate(lines) if json.loads(line)["kind"] == "state"]
+    kept = [line for i, line in enumerate(lines) if i not in states[20:]][: states[19] + 14]  # 13 entries to replay
+    (tmp_path / "cut" / "journal.jsonl").write_text("".join(kept))
+    study(tmp_path / "cut", 1e9)
+    assert stored(tmp_path / "cut") == stored(tmp_path / "whole")
+
+
+def test_memory_does_not_grow_where_nothing_is_kept(tmp_path: Path) -> None:
+    for store in (MemoryStore(keep=False), JournalStore(tmp_path)):
+        marks: list[int] = []
+
+        def note(trial: Trial, result: Result, marks: list[int] = marks) -> None:
+            if trial.id % 300 == 0:
+                gc.collect()
+                marks.append(tracemalloc.get_traced_memory()[0])
+
+        tracemalloc.start()
+        run_study(RandomSearch(SPACE), Quick(), budget=1200, store=store, on_result=note)
+        tracemalloc.stop()
+        assert marks[3] - marks[0] < 900 * 40  # bytes; one kept result is more than 500
 
 
 def test_a_snapshot_spares_the_resumed_study_the_asking(tmp_path: Path) -> None:
