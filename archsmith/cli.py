@@ -1,4 +1,4 @@
-"""The command line: ``archsmith search``, ``resume``, ``report``, ``verify``, ``profile``, and tables of what there is.
+"""The command line: ``archsmith search``, ``resume``, ``report``, ``verify``, ``dashboard``, ``profile``, and tables.
 
 A thin layer over ``archsmith.api``. Rooms that import torch are imported inside the commands, so that ``--help`` and
 the tables answer at once. Wrong input ends with one paragraph and exit code 2.
@@ -173,6 +173,25 @@ def verify(
     console.print(f"{counts['ok']} checks passed, {failed} failed, {counts['not checked']} not checked")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def dashboard(
+    run: Annotated[Path, typer.Argument(help="Folder of a study.")],
+    storage: Annotated[
+        str | None, typer.Option(help="URL of an Optuna storage. [default: sqlite file RUN/optuna.db]")
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Start optuna-dashboard and keep the mirror fresh.")] = False,
+    port: Annotated[int, typer.Option(help="Port of --serve.")] = 8080,
+) -> None:
+    """Mirror a study into an Optuna study that optuna-dashboard opens; typed again, bring the mirror up to date."""
+    from archsmith.run.mirror import mirror_study, serve_mirror
+
+    mirror = mirror_study(run, storage=storage)
+    typer.echo(f"{mirror.trials} trials in the Optuna study {mirror.study!r}, {mirror.written} of them new or changed")
+    typer.echo(f"Next: {mirror.command}")
+    if serve:
+        serve_mirror(run, mirror, port=port)
 
 
 @app.command()

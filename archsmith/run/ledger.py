@@ -189,14 +189,14 @@ class Ledger:
         """
         fresh: list[Trial] = []
         while True:
-            room = self._room()
-            if room:
+            if self.order == "asynchronous":
+                self._tell_all()  # what is known is told before anything is asked
+            if room := self._room():
                 fresh += self._ask(room)
-            if (trial := self._next_to_tell()) is None:
-                if not room or self._waiting:
-                    return fresh
-                continue
-            self._tell(trial)
+            if (trial := self._next_to_tell()) is not None:
+                self._tell(trial)
+            elif not room or self._waiting:
+                return fresh
 
     def finish(self, trial_id: int, result: Result) -> None:
         """Take in what an evaluation came to; ``advance`` tells it when its turn comes."""
@@ -283,6 +283,10 @@ class Ledger:
             first = next(iter(self.pending))
             return self.pending[first] if first in self._ready else None
         return self.pending[next(iter(self._ready))]
+
+    def _tell_all(self) -> None:
+        while (trial := self._next_to_tell()) is not None:
+            self._tell(trial)
 
     def _tell(self, trial: Trial) -> None:
         started = self._clock()

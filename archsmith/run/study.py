@@ -141,7 +141,7 @@ def run_study(
             and study do not fit; workers cannot start, or the executor broke. What was recorded stays, and the same
             call goes on with it.
     """
-    _check(workers=workers, attempts=attempts)
+    check_counts(workers=workers, attempts=attempts)
     limits = Limits(seconds=time_limit, memory_bytes=memory_limit)
     store = MemoryStore() if store is None else store
     ledger = Ledger(
@@ -155,7 +155,6 @@ def run_study(
         snapshot_seconds=snapshot_seconds,
     )
     header = study_header(strategy, order=order, batch=ledger.batch, settings=settings or {})
-    backend: _Backend
     status = "failed"
     summary: dict[str, Any] = {}
     past = store.open(header)
@@ -172,20 +171,14 @@ def run_study(
                 allowed=f"what the finished study spent ({ledger.evaluated} evaluations), or less",
                 hint="A finished study is not prolonged: run another one in another folder.",
             )
-        if executor is not None:
-            backend = _ExecutorBackend(executor, evaluator, weights, limits, start_method)
-        elif isolate or limits or (isolate is None and workers > 1):
-            backend = _PoolBackend(evaluator, workers, weights, limits, start_method)
-        elif workers > 1:
-            raise UserError("isolate", isolate, allowed="True or None with several workers and no executor")
-        else:
-            backend = _Here(evaluator, weights)
+        separate = workers > 1 if isolate is None else isolate
+        backend = backend_for(executor, evaluator, workers, weights, limits, start_method, isolate=separate)
         try:
             reason = _loop(ledger, store, backend, workers, attempts, stop)
         finally:
             backend.close()
         status = "stopped" if reason is not None else "finished"
-        outcome = _outcome(ledger, status, reason or ledger.end or "nothing is left to do", store, order)
+        outcome = outcome_of(ledger, status, reason, store.history(), order)
         summary = outcome.to_json()
         return outcome
     finally:
@@ -193,7 +186,7 @@ def run_study(
 
 
 def _loop(
-    ledger: Ledger, store: StudyStore, backend: _Backend, workers: int, attempts: int, stop: StopRequest | None
+    ledger: Ledger, store: StudyStore, backend: Backend, workers: int, attempts: int, stop: StopRequest | None
 ) -> str | None:
     """Evaluate until nothing is left (None) or somebody asks to stop (the reason)."""
     waiting = deque(ledger.unfinished())
@@ -223,7 +216,7 @@ def _loop(
                 ledger.finish(trial.id, Result.failed(f"given up after {attempts} attempts: {reason}"))
 
 
-class _Backend(Protocol):
+class Backend(Protocol):
     """Who evaluates."""
 
     patience: float
@@ -237,6 +230,26 @@ class _Backend(Protocol):
 
     def close(self) -> None:
         """Give up what is under way."""
+
+
+def backend_for(
+    executor: Executor | None,
+    evaluator: Evaluator,
+    workers: int,
+    weights: WeightStore | None,
+    limits: Limits,
+    start_method: str | None,
+    *,
+    isolate: bool,
+) -> Backend:
+    """Return who evaluates: the executor, worker processes of our own, or this process."""
+    if executor is not None:
+        return _ExecutorBackend(executor, evaluator, weights, limits, start_method)
+    if isolate or limits:
+        return _PoolBackend(evaluator, workers, weights, limits, start_method)
+    if workers > 1:
+        raise UserError("isolate", isolate, allowed="True or None with several workers and no executor")
+    return _Here(evaluator, weights)
 
 
 class _Here:
@@ -375,10 +388,13 @@ def recorded_trials(path: str | Path) -> Iterator[tuple[Trial, Result | None]]:
     return trials_of(events)
 
 
-def _outcome(ledger: Ledger, status: str, reason: str, store: StudyStore, order: Order) -> StudyOutcome:
+def outcome_of(
+    ledger: Ledger, status: str, reason: str | None, history: list[tuple[Trial, Result]], order: Order
+) -> StudyOutcome:
+    """Return what a ledger has come to."""
     return StudyOutcome(
         status="stopped" if status == "stopped" else "finished",
-        reason=reason,
+        reason=reason or ledger.end or "nothing is left to do",
         told=ledger.told,
         evaluated=ledger.evaluated,
         free=ledger.free,
@@ -388,12 +404,13 @@ def _outcome(ledger: Ledger, status: str, reason: str, store: StudyStore, order:
         simulated_seconds=ledger.simulated_seconds,
         seconds=ledger.elapsed,
         best=ledger.best,
-        history=store.history(),
+        history=history,
         reproducible=order == "synchronous",
     )
 
 
-def _check(**counts: int) -> None:
+def check_counts(**counts: int) -> None:
+    """Refuse a count that is not a positive integer."""
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(name, value, allowed="an integer from 1")

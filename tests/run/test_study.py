@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import json
 import os
 import random
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from archsmith.core.journal import Journal
 from archsmith.run.stop import StopRequest
 from archsmith.run.study import JournalStore, MemoryStore, StudyBudget, WorkerLost, recorded_trials, run_study
 from archsmith.space import Categorical, Objective, ProductSpace, Result, Trial
-from archsmith.strategies import RandomSearch
+from archsmith.strategies import RandomSearch, open_strategy
 
 
 def trail(history: list[tuple[Trial, Result]]) -> list[tuple[int, str, int, float]]:
@@ -30,14 +32,15 @@ def stored(path: Path) -> list[tuple[int, str, int, float]]:
     return trail([(trial, result) for trial, result in recorded_trials(path) if result is not None])
 
 
-def test_a_serial_study_is_the_plain_loop() -> None:
+@pytest.mark.parametrize("order", ["synchronous", "asynchronous"])
+def test_a_serial_study_is_the_plain_loop(order: Any) -> None:
     plain, expected = Climber(seed=3), []
     for _ in range(30):
         (trial,) = plain.ask()
         result = Quick().evaluate(trial)
         plain.tell(trial.id, result)
         expected.append((trial, result))
-    outcome = run_study(Climber(seed=3), Quick(), budget=30)
+    outcome = run_study(Climber(seed=3), Quick(), budget=30, order=order)
     assert trail(outcome.history) == trail(expected)
     assert outcome.status == "finished"
     assert outcome.reason == "the budget of 30 evaluations is spent"
@@ -240,6 +243,38 @@ def test_resuming_after_every_possible_end_of_the_journal_gives_the_same_study(t
         assert told == sorted(told) == [trial_id for trial_id, *_ in wanted]
 
 
+@pytest.mark.parametrize("name", ["regularized-evolution", "reinforce"])
+def test_learning_strategies_resume_from_their_state_and_the_rest_of_the_journal(tmp_path: Path, name: str) -> None:
+    def study(path: Path, snapshot_seconds: float) -> None:
+        strategy = open_strategy(name, SPACE, seed=2)
+        store = JournalStore(path)
+        run_study(strategy, Quick(), budget=40, batch=4, store=store, snapshot_seconds=snapshot_seconds)
+
+    study(tmp_path / "whole", 1e9)
+    study(tmp_path / "cut", 0.0)
+    lines = (tmp_path / "cut" / "journal.jsonl").read_text().splitlines(keepends=True)
+    states = [i for i, line in enumerate(lines) if json.loads(line)["kind"] == "state"]
+    kept = [line for i, line in enumerate(lines) if i not in states[20:]][: states[19] + 14]  # 13 entries to replay
+    (tmp_path / "cut" / "journal.jsonl").write_text("".join(kept))
+    study(tmp_path / "cut", 1e9)
+    assert stored(tmp_path / "cut") == stored(tmp_path / "whole")
+
+
+def test_memory_does_not_grow_where_nothing_is_kept(tmp_path: Path) -> None:
+    for store in (MemoryStore(keep=False), JournalStore(tmp_path)):
+        marks: list[int] = []
+
+        def note(trial: Trial, result: Result, marks: list[int] = marks) -> None:
+            if trial.id % 300 == 0:
+                gc.collect()
+                marks.append(tracemalloc.get_traced_memory()[0])
+
+        tracemalloc.start()
+        run_study(RandomSearch(SPACE), Quick(), budget=1200, store=store, on_result=note)
+        tracemalloc.stop()
+        assert marks[3] - marks[0] < 900 * 40  # bytes; one kept result is more than 500
+
+
 def test_a_snapshot_spares_the_resumed_study_the_asking(tmp_path: Path) -> None:
     run_study(Counted(), Quick(), budget=20, store=JournalStore(tmp_path), snapshot_seconds=0.0)
     journal = tmp_path / "journal.jsonl"
@@ -364,30 +399,27 @@ def test_the_coordinator_is_killed_and_resumed(tmp_path: Path, order: str) -> No
 @pytest.mark.parametrize("order", ["synchronous", "asynchronous"])
 def test_kills_at_random_moments(tmp_path: Path, order: str) -> None:
     moments = random.Random(0)
-    for attempt in range(12):
-        folder = tmp_path / str(attempt)
+    for repetition in range(5):
+        folder = tmp_path / str(repetition)
         folder.mkdir()
-        deaths = 0
-        while True:
-            process = coordinator(folder, order, 4)
-            try:
-                code = process.wait(moments.uniform(0.3, 1.5))
-                break
-            except subprocess.TimeoutExpired:
-                workers = [line.split()[1] for line in lines_of(folder / "log")[-2:]]
-                if workers and moments.random() < 0.5:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(workers[-1]), signal.SIGKILL)  # a worker
-                else:
-                    process.kill()
-                    process.wait()
-                    deaths += 1
-                    continue
-            code = process.wait()
-            break
-        assert code == 0
+        log, deaths = folder / "log", 0
+        process = coordinator(folder, order, 4)
+        while process.poll() is None:
+            moment = len(lines_of(log)) + moments.randint(1, 8)
+            while process.poll() is None and len(lines_of(log)) < moment:
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0.0, 0.03))
+            if moments.random() < 0.5:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(moments.choice(lines_of(log)[-4:]).split()[1]), signal.SIGKILL)  # a worker
+            elif process.poll() is None:
+                process.kill()
+                process.wait()
+                deaths += 1
+                process = coordinator(folder, order, 4)
+        assert process.wait() == 0
         trials = list(recorded_trials(folder / "s"))
-        assert [trial.id for trial, _ in trials] == list(range(1, 21)), (attempt, deaths)
+        assert [trial.id for trial, _ in trials] == list(range(1, 21)), (repetition, deaths)
         assert all(result is not None and result.status == "ok" for _, result in trials)
 
 
