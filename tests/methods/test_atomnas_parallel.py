@@ -7,6 +7,7 @@ from search_samples import QUICK, Notes, Watch, copied, digits, finish
 from two_processes import in_processes, outcomes
 
 from archsmith.core.errors import UserError
+from archsmith.families.mobile import mobile_family
 from archsmith.methods import atomnas
 from archsmith.methods.atomnas import Searcher, Settings
 from archsmith.run.costs import CostModel
@@ -16,10 +17,15 @@ from archsmith.train.compute import Compute
 from archsmith.train.workers import Workers
 
 
-def search(compute, *, budget=None, **settings):
+def tiny_family():
+    rows = ((1, 4, 1, 1, (3,)), (3, 4, 1, 1, (3, 5)))
+    return mobile_family("tiny", image=(1, 8, 8), num_classes=10, stem_channels=4, last_channels=8, rows=rows)
+
+
+def search(compute, *, budget=None, family=None, **settings):
     task = digits()
     task.augment = Augment(label_smoothing=0.1, crop=1).fitting(8, 8)
-    family = small_family(num_classes=10, dropout=0.3)
+    family = family or small_family(num_classes=10, dropout=0.3)
     costs = CostModel(family, Budget.parse(budget) if budget else None, Notes())
     chosen = Settings(**(QUICK | settings))
     return Searcher(family=family, task=task, settings=chosen, costs=costs, seed=1, compute=compute)
@@ -75,7 +81,7 @@ def test_the_first_process_decides_what_is_cut(monkeypatch):
     alive = atomnas.alive
 
     def work(workers):
-        searcher = search(Compute(workers=workers), epochs=3, threshold=0.3)
+        searcher = search(Compute(workers=workers), family=tiny_family(), epochs=2, threshold=0.7)
         if not workers.main:
             monkeypatch.setattr(
                 atomnas,
@@ -86,13 +92,13 @@ def test_the_first_process_decides_what_is_cut(monkeypatch):
 
     one, two = in_processes(work)
     assert one[0] == two[0]
-    assert sum(one[0].values()) < len(search(Compute()).atoms)
+    assert sum(one[0].values()) < len(search(Compute(), family=tiny_family()).atoms)
     assert all(torch.equal(value, two[1][name]) for name, value in one[1].items())
 
 
 def test_masks_that_differ_stop_the_run(monkeypatch):
     def work(workers):
-        searcher = search(Compute(workers=workers), epochs=3, threshold=0.3)
+        searcher = search(Compute(workers=workers), family=tiny_family(), epochs=2, threshold=0.7)
         if not workers.main:
             share = Workers.share
 
@@ -124,11 +130,19 @@ def test_bf16_searches_and_delivers_float32():
     assert {searcher.network.get_parameter(g.scale).grad.dtype for g in searcher.atoms} == {torch.float32}
 
 
+def double_(searcher):
+    """Compute in float64: in float32 the rounding of an activation at zero would show."""
+    searcher.network.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    searcher.average.tensors = {name: tensor.double() for name, tensor in searcher.average.tensors.items()}
+    return searcher
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_search_is_the_eager_one_before_and_after_a_cut(backend):
     """The budget's mask cuts once, after the second of three epochs."""
-    options = {"budget": "macs<=0.5x", "epochs": 3, "rho": 0.0}
-    eager, compiled = search(Compute(), **options), search(Compute(compile=backend), **options)
+    options = {"family": tiny_family(), "budget": "macs<=0.7x", "epochs": 3, "rho": 0.0}
+    eager = double_(search(Compute(), **options))
+    compiled = double_(search(Compute(compile=backend), **options))
     graphs = torch._dynamo.utils.counters["stats"]
     expected, found, compilations = [], [], []
     for _ in range(3):
@@ -137,8 +151,8 @@ def test_a_compiled_search_is_the_eager_one_before_and_after_a_cut(backend):
         compilations.append(graphs["unique_graphs"])
     assert [f["cut"] is not None for f in found] == [False, True, False]
     assert [f["kernels"] for f in found] == [f["kernels"] for f in expected]
-    assert [f["loss"] for f in found] == pytest.approx([f["loss"] for f in expected], abs=1e-4)
+    assert [f["loss"] for f in found] == pytest.approx([f["loss"] for f in expected], abs=1e-9)
+    tensors = compiled.state()[0]
     for name, value in eager.state()[0].items():
-        torch.testing.assert_close(compiled.state()[0][name], value, rtol=0, atol=2e-3, msg=name)
-    assert compilations[0] == compilations[1] > 0  # nothing is compiled again without a cut
-    assert compilations[2] > 0
+        torch.testing.assert_close(tensors[name], value, rtol=0, atol=1e-9, msg=name)
+    assert compilations == [compilations[0], compilations[0], 2 * compilations[0]]  # again after the cut, only then
