@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -16,6 +17,7 @@ from typing import Any, cast
 from archsmith.config import RunConfig, read_config, validated
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import read_json
+from archsmith.core.processes import local_process_count, process_count
 from archsmith.cost.backends import threads_pinned
 from archsmith.methods import load_method
 from archsmith.run.baselines import FOLDER as BASELINES
@@ -23,7 +25,7 @@ from archsmith.run.baselines import ScalableFamily, baseline_budget, baseline_co
 from archsmith.run.checks import Report
 from archsmith.run.costs import CostModel
 from archsmith.run.directory import Run
-from archsmith.run.drive import drive
+from archsmith.run.drive import drive, follow
 from archsmith.run.prepare import EarlyJournal, check_room, family_of, prepare, record_environment
 from archsmith.run.progress import say
 from archsmith.run.report import write_report
@@ -31,6 +33,8 @@ from archsmith.run.stop import StopRequest
 from archsmith.run.verify import verify_run
 from archsmith.space import Budget
 from archsmith.tasks import Task, open_task
+from archsmith.train.compute import resolve_device
+from archsmith.train.workers import Workers, open_workers, refuse_unrepeatable
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,10 @@ def search(
     family_options: Mapping[str, Any] | None = None,
     threads: int | None = None,
     memory_format: str = "channels_last",
+    device: str = "cpu",
+    precision: str = "float32",
+    compile: bool = False,
+    micro_batches: int = 1,
     time_limit: float | None = None,
     baselines: int = 0,
     quiet: bool = False,
@@ -94,8 +102,12 @@ def search(
         settings: Hyper-parameters of the method that differ from its recipe for this image size.
         task_options: Options of the task (resolution, limit, crop, ...).
         family_options: Options of the family (preset, rows, activation, ...).
-        threads: Threads inside operators; default as many as the process may use.
+        threads: Threads inside operators; default as many as the process may use (its share, under ``torchrun``).
         memory_format: "channels_last" or "contiguous".
+        device: "cpu", "cuda", or "auto" for a CUDA device where there is one. What is exported is computed on the CPU.
+        precision: "float32", or "bf16" to train under autocast; the exported network is float32 all the same.
+        compile: Run the training forward by ``torch.compile``, anew after every cut.
+        micro_batches: Compute every batch in this many parts one after another, each with its own batch statistics.
         time_limit: Seconds after which the run ends with the best finished result so far.
         baselines: When above 0, train this many random architectures and the uniformly scaled network at the same cost
             afterwards, and compare in the report.
@@ -127,7 +139,15 @@ def search(
             "budget": None if budget is None else str(Budget.parse(budget)),
             "seed": seed,
             "settings": dict(settings or {}),
-            "runtime": {"threads": usable_cores() if threads is None else threads, "memory_format": memory_format},
+            "runtime": {
+                "threads": max(1, usable_cores() // local_process_count()) if threads is None else threads,
+                "memory_format": memory_format,
+                "processes": process_count(),
+                "micro_batches": micro_batches,
+                "device": resolve_device(device),
+                "precision": precision,
+                "compile": compile,
+            },
         },
         field="config",
     )
@@ -149,14 +169,19 @@ def resume(
         UserError: Not a run, or its data changed since it was started.
         ArchsmithError: The run cannot go on; what was saved is kept.
     """
-    with Run.open(run) as opened:
-        if opened.status == "finished":
-            return _read(opened)
-        config = validated(RunConfig, opened.config, field="config")
-    opened_task = task or task_of(config)
-    _require_same_data(config, opened_task)
-    _, module = load_method(config.method)
-    return _run(config, opened_task, module, run, time_limit, quiet)
+
+    def read() -> Outcome | RunConfig:
+        with Run.open(run) as opened:
+            return _read(opened) if opened.status == "finished" else validated(RunConfig, opened.config, field="config")
+
+    with open_workers(_device_of(run)) as workers:
+        found = workers.from_main(read)
+        if isinstance(found, Outcome):
+            return found
+        opened_task = task or task_of(found)
+        _require_same_data(found, opened_task)
+        _, module = load_method(found.method)
+        return _run(found, opened_task, module, run, time_limit, quiet)
 
 
 def search_file(
@@ -276,40 +301,80 @@ def _run(
     if baselines:
         _check_baselines(config, module, baselines)
     path = Path(out)
-    read_only = _is_finished(path)
-    with threads_pinned(config.runtime.threads):
-        outcome = _driven(config, task, module, path, time_limit, quiet)
-        if not read_only:
+    with open_workers(config.runtime.device) as workers, threads_pinned(config.runtime.threads):
+        _require_processes(config, workers)
+        refuse_unrepeatable(task.resume_note, workers.count)
+        read_only = workers.from_main(lambda: _is_finished(path))
+        outcome = _driven(config, task, module, path, time_limit, quiet, workers)
+        if not read_only and workers.main:
             _write_report(path)  # now, because baselines take long
         if baselines and outcome.status == "finished":
             left = None if time_limit is None else max(1.0, time_limit - (time.monotonic() - started))
-            if _train_baselines(config, task, module, outcome, baselines, left, quiet) or read_only:
+            trained = _train_baselines(config, task, module, outcome, baselines, left, quiet, workers)
+            if (trained or read_only) and workers.main:
                 _write_report(path)
     return outcome
 
 
+def _require_processes(config: RunConfig, workers: Workers) -> None:
+    """A batch's parts decide the bits, so a run goes on with as many processes as it was started with."""
+    wanted = config.runtime.processes
+    if wanted != workers.count:
+        command = f"torchrun --nproc-per-node {wanted} -m archsmith" if wanted > 1 else "archsmith"
+        raise UserError(
+            "processes",
+            workers.count,
+            allowed=f"{wanted}, as the configuration says",
+            hint=f"Start it with {command}, or start another run: --micro-batches {wanted} does the same in one "
+            "process, up to rounding.",
+        )
+
+
+def _device_of(path: str | Path) -> str:
+    """Return the device in the configuration of a run, without locking it; "cpu" where that cannot be read."""
+    with suppress(UserError):
+        return read_config(Path(path) / "config.yaml").runtime.device
+    return "cpu"
+
+
 def _driven(
-    config: RunConfig, task: Task, module: ModuleType, out: Path, time_limit: float | None, quiet: bool
+    config: RunConfig,
+    task: Task,
+    module: ModuleType,
+    out: Path,
+    time_limit: float | None,
+    quiet: bool,
+    workers: Workers,
 ) -> Outcome:
     """Open the run, build the method and drive it; a finished run is only read.
 
-    For a new run the method is built first, so that whatever it refuses is refused before anything is written.
+    For a new run the method is built first, so that whatever it refuses is refused before anything is written. Of
+    several processes the first holds the run; the others are told what was measured for it, and follow its steps.
     """
     with StopRequest(time_limit=time_limit) as stop:
+        if not workers.main:
+            measured: list[dict[str, Any]] | None = workers.share(None)
+            if measured is not None:
+                _, searcher = prepare(config, task, module, EarlyJournal(measured), workers)
+                follow(searcher, task, stop=stop, workers=workers)
+            return Outcome(out, workers.share({}))
         journal = EarlyJournal()
-        prepared = None if (out / "journal.jsonl").exists() else prepare(config, task, module, journal)
+        prepared = None if (out / "journal.jsonl").exists() else prepare(config, task, module, journal, workers)
         if prepared is not None:
             check_room(out, prepared[1])
         with Run.create_or_open(out, config.to_json()) as run:
             if run.status == "finished":
-                return _read(run)
+                workers.share(None)
+                return Outcome(out, workers.share(_read(run).result))
             if prepared is None or run.status != "new":
-                prepared = prepare(config, task, module, run)
+                prepared = prepare(config, task, module, run, workers)
             else:
                 journal.continue_in(run)
             record_environment(run)
             costs, searcher = prepared
-            return Outcome(out, drive(run, searcher, task, costs, stop=stop, quiet=quiet))
+            workers.share(run.events("latency_measured"))
+            result = drive(run, searcher, task, costs, stop=stop, quiet=quiet, workers=workers)
+            return Outcome(out, workers.share(result))
 
 
 def _check_baselines(config: RunConfig, module: ModuleType, count: int) -> None:
@@ -330,6 +395,7 @@ def _train_baselines(
     count: int,
     time_limit: float | None,
     quiet: bool,
+    workers: Workers,
 ) -> bool:
     """Train what is missing of the baselines of a finished run; return whether all of them are finished."""
     started = time.monotonic()
@@ -339,13 +405,15 @@ def _train_baselines(
     configs = baseline_configs(config, cast(ScalableFamily, family), costs, budget, count)
     for number, (name, own) in enumerate(configs.items(), start=1):
         path = searched.path / BASELINES / name
-        if _is_finished(path):
+        if workers.from_main(partial(_is_finished, path)):
             continue
-        left = None if time_limit is None else time_limit - (time.monotonic() - started)
-        if left is None or left > 0:
+        left = None if time_limit is None else workers.share(time_limit - (time.monotonic() - started))
+        if (left is None or left > 0) and workers.main:
             say(f"Baseline {number} of {len(configs)}: {name}, trained by the same recipe without the search.")
-        if (left is not None and left <= 0) or _driven(own, task, module, path, left, quiet).status != "finished":
-            say(f"Stopped; archsmith report {searched.path} --baselines {count} goes on with the baselines.")
+        spent = left is not None and left <= 0
+        if spent or _driven(own, task, module, path, left, quiet, workers).status != "finished":
+            if workers.main:
+                say(f"Stopped; archsmith report {searched.path} --baselines {count} goes on with the baselines.")
             return False
     return True
 
@@ -386,29 +454,38 @@ def report(
         UserError: Not a run, one without a result yet, or baselines of one that is not finished.
     """
     path = Path(run)
-    with Run.open(path) as opened:
-        result = opened.result()
-        if result is None:
-            raise UserError(
-                "run",
-                str(path),
-                allowed="a run that is finished or was stopped",
-                hint=f"archsmith resume {path} goes on with it.",
-            )
-        config = validated(RunConfig, opened.config, field="config")
-    if baselines:
-        _, module = load_method(config.method)
-        _check_baselines(config, module, baselines)
-        if result["status"] != "finished":
-            raise UserError(
-                "--baselines", baselines, allowed="a finished run", hint=f"archsmith resume {path} goes on with it."
-            )
-        own = task or task_of(config)
-        _require_same_data(config, own)
-        with threads_pinned(config.runtime.threads):
-            _train_baselines(config, own, module, Outcome(path, result), baselines, time_limit, quiet)
-    with Run.open(path) as opened:
-        return write_report(opened, timed=True)
+
+    def read() -> tuple[RunConfig, dict[str, Any]]:
+        with Run.open(path) as opened:
+            result = opened.result()
+            if result is None:
+                raise UserError(
+                    "run",
+                    str(path),
+                    allowed="a run that is finished or was stopped",
+                    hint=f"archsmith resume {path} goes on with it.",
+                )
+            return validated(RunConfig, opened.config, field="config"), result
+
+    def write() -> Path:
+        with Run.open(path) as opened:
+            return write_report(opened, timed=True)
+
+    with open_workers(_device_of(path)) as workers:
+        config, result = workers.from_main(read)
+        if baselines:
+            _, module = load_method(config.method)
+            _check_baselines(config, module, baselines)
+            if result["status"] != "finished":
+                raise UserError(
+                    "--baselines", baselines, allowed="a finished run", hint=f"archsmith resume {path} goes on with it."
+                )
+            _require_processes(config, workers)
+            own = task or task_of(config)
+            _require_same_data(config, own)
+            with threads_pinned(config.runtime.threads):
+                _train_baselines(config, own, module, Outcome(path, result), baselines, time_limit, quiet, workers)
+        return workers.from_main(write)
 
 
 def _read(run: Run) -> Outcome:

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from archsmith.core.errors import ArchsmithError, Shown, UserError
+from archsmith.core.processes import process_count, process_rank
 
 if TYPE_CHECKING:
     from archsmith.api import Outcome
@@ -73,6 +74,12 @@ def search(
     task_set: TaskOptions = None,
     family_set: FamilyOptions = None,
     threads: Annotated[int | None, typer.Option(help="Threads inside operators. [default: all cores]")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a CUDA device where there is one.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="float32, or bf16 to train under autocast.")] = "float32",
+    compile_forward: Annotated[
+        bool, typer.Option("--compile", help="Run the training forward by torch.compile, anew after every cut.")
+    ] = False,
+    micro_batches: Annotated[int, typer.Option(help="Compute every batch in this many parts.")] = 1,
     time_limit: TimeLimit = None,
     baselines: Baselines = 0,
     quiet: Quiet = False,
@@ -111,6 +118,10 @@ def search(
         task_options=_pairs(task_set, "--task-set"),
         family_options=_pairs(family_set, "--family-set"),
         threads=threads,
+        device=device,
+        precision=precision,
+        compile=compile_forward,
+        micro_batches=micro_batches,
         time_limit=limit,
         baselines=baselines,
         quiet=quiet,
@@ -148,7 +159,9 @@ def report(
 
     raise_malloc_thresholds()
     limit = None if time_limit is None else parse_duration(time_limit)
-    typer.echo(api.report(run, baselines=baselines, time_limit=limit, quiet=quiet))
+    path = api.report(run, baselines=baselines, time_limit=limit, quiet=quiet)
+    if process_rank() == 0:
+        typer.echo(path)
 
 
 @app.command()
@@ -248,6 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=list(arguments) if arguments is not None else None)
     except ArchsmithError as error:
+        if error.told and process_rank() != 0:
+            sys.exit(2)  # the first process prints it
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
 
@@ -302,6 +317,8 @@ def _summarise(outcome: Outcome) -> None:
     """Print what was found, where it is, and what to type next."""
     from archsmith.run.progress import format_count, summary
 
+    if process_rank() != 0:
+        return
     result, best = outcome.result, outcome.best
     metrics, costs, reference = best["metrics"], best["costs"], result["reference"]
     rows: dict[str, object] = {}
@@ -327,7 +344,9 @@ def _summarise(outcome: Outcome) -> None:
     if outcome.status == "finished":
         summary(f"{result['method']} on {result['task']}: finished", rows, f"archsmith verify {outcome.path}")
     else:
-        summary(f"{result['method']} on {result['task']}: stopped early", rows, f"archsmith resume {outcome.path}")
+        count = process_count()
+        program = "archsmith" if count == 1 else f"torchrun --nproc-per-node {count} -m archsmith"
+        summary(f"{result['method']} on {result['task']}: stopped early", rows, f"{program} resume {outcome.path}")
 
 
 def _diagnosis(findings: Sequence[dict[str, str]]) -> None:

@@ -24,12 +24,28 @@ class Runtime(BaseModel):
     Attributes:
         threads: Threads inside operators.
         memory_format: Format of images and weights while training.
+        processes: Processes that share every batch, started by ``torchrun``.
+        micro_batches: Parts of its share that each process computes one after another.
+        device: Where training takes place.
+        precision: "bf16" trains under autocast; the exported network is float32 all the same.
+        compile: Whether ``torch.compile`` runs the training forward.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     threads: int = Field(ge=1)
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    processes: int = Field(1, ge=1)
+    micro_batches: int = Field(1, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; what came later than the format is left out where it has its default."""
+        later = ("processes", "micro_batches", "device", "precision", "compile")
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        return {k: v for k, v in self.model_dump().items() if k not in later or v != defaults[k]}
 
 
 def _named(section: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +86,8 @@ class RunConfig(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; a run that searches has no ``architecture``, which came later than its format."""
-        return {k: v for k, v in self.model_dump().items() if k != "architecture" or v is not None}
+        values = {k: v for k, v in self.model_dump().items() if k != "architecture" or v is not None}
+        return {**values, "runtime": self.runtime.to_json()}
 
 
 def validated(model: type[Model], values: Mapping[str, Any], *, field: str) -> Model:

@@ -10,7 +10,13 @@ from typing import Any
 
 
 class ArchsmithError(Exception):
-    """Base of every error that archsmith raises on purpose."""
+    """Base of every error that archsmith raises on purpose.
+
+    Attributes:
+        told: Whether the other processes of the same run know of it, so that the first of them prints it for all.
+    """
+
+    told: bool = False
 
 
 class UserError(ArchsmithError, ValueError):

@@ -36,6 +36,7 @@ from archsmith.run.drive import Delivered, Monitor
 from archsmith.space import Architecture
 from archsmith.tasks.base import Task
 from archsmith.train.average import MovingAverage, recalibrate, rescaled_decay
+from archsmith.train.compute import Compute
 from archsmith.train.depthwise import use_fast_depthwise_
 from archsmith.train.layout import use_memory_format_
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
@@ -165,6 +166,8 @@ class Searcher:
         seed: Seed of the run.
         memory_format: "channels_last" or "contiguous".
         architecture: Train this point of the space, with the same recipe and without searching: a baseline.
+        compute: Processes, micro-batches, device and precision of the training steps. All processes hold the same
+            network; what is decided (masks, the penalty's pressure) is decided by the first one.
 
     Raises:
         UserError: The supernet couples its atoms, or the given architecture is above the budget.
@@ -180,6 +183,7 @@ class Searcher:
         seed: int,
         memory_format: Literal["channels_last", "contiguous"] = "channels_last",
         architecture: Architecture | None = None,
+        compute: Compute | None = None,
     ) -> None:
         if family.squeeze_ratio:
             raise UserError(
@@ -190,6 +194,8 @@ class Searcher:
             )
         self.family, self.task, self.settings, self.costs, self.seed = family, task, settings, costs, seed
         self.format = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
+        self.compute = compute or Compute()
+        self.compute.check_batch_size(settings.batch_size)
         self.steps = task.steps_per_epoch(settings.batch_size)
         self.position = Position()
         self.pressure = 1.0  # factor on rho, moved by the budget
@@ -208,10 +214,12 @@ class Searcher:
     def _adopt(self, network: MobileNet) -> None:
         """Make ``network`` the one that is trained, with a fresh optimiser and average."""
         s = self.settings
+        network.to(self.compute.device)
         use_memory_format_(network, self.format)
         if self.format == torch.channels_last:
             use_fast_depthwise_(network)
         self.network = network
+        self.forward = self.compute.forward(network)
         self.average = MovingAverage(network, rescaled_decay(s.ema_decay, s.batch_size, s.ema_reference_batch))
         groups = decay_groups(network, s.weight_decay)
         self.optimizer = _make_optimizer(s.optimizer, groups, s.lr)
@@ -301,6 +309,8 @@ class Searcher:
             seed=self.seed,
             average=self.average,
             memory_format=self.format,
+            compute=self.compute,
+            forward=self.forward,
         )
         return self._end_epoch() if complete else None
 
@@ -312,7 +322,12 @@ class Searcher:
         self._steer()
         cut = self._shrink(last=last)
         network = self._recalibrated(self.average.averaged_copy(self.network), self.position.epoch)
-        scores = self.task.evaluate(network.forward, "valid")
+        scores, within_budget = self.compute.workers.from_main(
+            lambda: (
+                self.task.evaluate(self.compute.evaluating(network), "valid"),
+                self.costs.fits(self.atoms, self._everything()),
+            )
+        )
         macs = self.costs.base["macs"] + self.atoms.cost("macs")
         figures = {
             "epoch": self.position.epoch,
@@ -324,7 +339,7 @@ class Searcher:
             "macs_fraction": macs / self.costs.largest["macs"],
             "atoms": len(self.atoms),
             "rho": rho,
-            "within_budget": self.costs.fits(self.atoms, self._everything()),
+            "within_budget": within_budget,
             "cut": cut,
             "kernels": {group.name: group.size for group in self.atoms},
         }
@@ -334,7 +349,7 @@ class Searcher:
     # ------------------------------------------------------------------ shrinking
 
     def _averages(self) -> dict[str, Tensor]:
-        return {group.name: self.average.tensors[group.scale] for group in self.atoms}
+        return {group.name: self.average.tensors[group.scale].cpu() for group in self.atoms}
 
     def _everything(self) -> Keep:
         return {group.name: torch.ones(group.size, dtype=torch.bool) for group in self.atoms}
@@ -342,7 +357,7 @@ class Searcher:
     def _alive(self, *, average_alone: bool = True) -> Keep:
         """Return the living atoms, with every block's minimum and the divisor respected."""
         averages = self._averages()
-        raw = {name: scale.detach() for name, scale in self._scales().items()}
+        raw = {name: scale.detach().cpu() for name, scale in self._scales().items()}
         # Once the budget is met there is room for every atom that does anything: only what is plainly dead still goes.
         threshold = min(self.settings.threshold, PLAINLY_DEAD) if self.budget_met else self.settings.threshold
         keep = alive(raw, averages, threshold, average_alone=average_alone)
@@ -358,11 +373,13 @@ class Searcher:
         threshold; counting the living would tell too late. What is steered is the *boundary*: the scale below which lie
         as many MACs as must go. It has to come down from 1 to 0 on a line that ends shortly before ``budget_epoch``.
         """
-        if not self.costs.limits or self.budget_met:
-            return
+        if self.costs.limits and not self.budget_met:
+            self.pressure, self.budget_met = self.compute.workers.from_main(self._steered)
+
+    def _steered(self) -> tuple[float, bool]:
+        """Return the new pressure and whether the budget is met."""
         if self._within_budget(self._alive()):
-            self.budget_met = True
-            return
+            return self.pressure, True
         averages = self._averages()
         excess = (
             self.costs.base["macs"] + self.atoms.cost("macs") - self.costs.target_fraction * self.costs.largest["macs"]
@@ -375,20 +392,15 @@ class Searcher:
         planned = max(0.0, 1.0 - (now - start) / max(1.0, end - start))
         if now >= self.settings.warmup_epochs and abs(boundary - planned) > STEERING_TOLERANCE:
             factor = STEERING_FACTOR if boundary > planned else 1.0 / STEERING_FACTOR
-            self.pressure = min(64.0, max(0.5, self.pressure * factor))
+            return min(64.0, max(0.5, self.pressure * factor)), False
+        return self.pressure, False
 
     def _shrink(self, *, last: bool) -> dict[str, Any] | None:
         """Cut dead atoms when they are worth it, and what the budget demands when its time has come."""
         if self.fixed or (self.settings.cuts == "end" and not last):
             return None
-        keep = self._alive(average_alone=last)
-        living = _size(keep)
-        dead = self.atoms.cost("macs") - cost_of(self.atoms, self._alive(), "macs")
-        if not (last or dead >= self.trigger > 0 or (self.trigger == 0 and dead > 0)):
-            keep = self._everything()
-        if self.costs.limits and (last or self.position.epoch + 1 >= self.budget_epoch):
-            keep = self._fitted(keep)
-            self.budget_met = True
+        keep, living, self.budget_met = self.compute.workers.from_main(lambda: self._chosen(last))
+        self.compute.workers.require_equal("the masks of a cut", _content(keep))
         if all(bool(mask.all()) for mask in keep.values()):
             return None
         report = cut_(
@@ -396,11 +408,24 @@ class Searcher:
         )
         self.atoms = self.family.atoms(self.network)
         self.penalty.follow(self._scales())
+        self.forward = self.compute.forward(self.network)
         return {
             "removed": sum(report.removed.values()),
             "forced": max(0, living - _size(keep)),  # alive, but the budget had no room for them
             "dead_blocks": report.dead_blocks,
         }
+
+    def _chosen(self, last: bool) -> tuple[Keep, int, bool]:
+        """Return what stays, how many atoms are alive, and whether the budget is met after it."""
+        keep = self._alive(average_alone=last)
+        living, budget_met = _size(keep), self.budget_met
+        dead = self.atoms.cost("macs") - cost_of(self.atoms, self._alive(), "macs")
+        if not (last or dead >= self.trigger > 0 or (self.trigger == 0 and dead > 0)):
+            keep = self._everything()
+        if self.costs.limits and (last or self.position.epoch + 1 >= self.budget_epoch):
+            keep = self._fitted(keep)
+            budget_met = True
+        return keep, living, budget_met
 
     def _fitted(self, keep: Keep) -> Keep:
         """Return ``keep`` without the atoms of smallest averaged scale that the budget has no room for."""
@@ -425,21 +450,29 @@ class Searcher:
     def deliver(self) -> Delivered:
         """Return the network as it would be delivered now: averaged, within the budget, recalibrated; a copy."""
         network = self.average.averaged_copy(self.network)
-        atoms, figures = self.atoms, {}
-        if self.costs.limits and not self._within_budget(self._everything()):
-            alive_now = self._alive()
-            keep = self._fitted(alive_now)
-            figures["forced"] = float(_size(alive_now) - _size(keep))
-            cut_(network, atoms, keep, collapse=collapse_)
-        running = self.task.evaluate(network.eval().forward, "valid")
+        workers = self.compute.workers
+        keep, figures = workers.from_main(self._affordable)
+        workers.require_equal("the masks of the delivered network", _content(keep))
+        if not all(bool(mask.all()) for mask in keep.values()):
+            cut_(network, self.atoms, keep, collapse=collapse_)
+        network.eval()
+        running = workers.from_main(lambda: self.task.evaluate(self.compute.evaluating(network), "valid"))
         figures["valid_accuracy_running_statistics"] = float(running["accuracy"])
         epoch = max(0, self.position.epoch - (self.position.step == 0))
-        network = self._recalibrated(network, epoch)
-        return Delivered(network=network, architecture=self.family.architecture_of(network), figures=figures)
+        delivered = self._recalibrated(network, epoch).cpu()
+        return Delivered(network=delivered, architecture=self.family.architecture_of(delivered), figures=figures)
+
+    def _affordable(self) -> tuple[Keep, dict[str, float]]:
+        """Return what the budget has room for, and how many living atoms that costs when it is not everything."""
+        if not self.costs.limits or self._within_budget(self._everything()):
+            return self._everything(), {}
+        alive_now = self._alive()
+        keep = self._fitted(alive_now)
+        return keep, {"forced": float(_size(alive_now) - _size(keep))}
 
     def _recalibrated(self, network: torch.nn.Module, epoch: int) -> MobileNet:
         assert isinstance(network, MobileNet)
-        recalibrate(network, self._training_inputs(epoch))
+        recalibrate(network, self._training_inputs(epoch), self.compute)
         return network
 
     def _training_inputs(self, epoch: int) -> Iterator[Tensor]:
@@ -482,6 +515,11 @@ class Searcher:
         self.position = Position(**state["position"])
         self.pressure = state["pressure"]
         self.budget_met = state["budget_met"]
+
+
+def _content(keep: Keep) -> bytes:
+    """Return what must be the same in all processes before they cut."""
+    return b"".join(name.encode() + mask.numpy().tobytes() for name, mask in sorted(keep.items()))
 
 
 def _size(keep: Keep) -> int:

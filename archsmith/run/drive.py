@@ -31,6 +31,7 @@ from archsmith.space import Architecture
 from archsmith.tasks.base import Task
 from archsmith.train.layout import use_memory_format_
 from archsmith.train.loop import Diverged, Position
+from archsmith.train.workers import Workers
 
 CHECK_IMAGES = 16
 """Real images stored with their logits in ``check.safetensors``."""
@@ -92,15 +93,20 @@ class Searcher(Protocol):
 class _RunMonitor:
     """Passes steps to the progress line and the wish to stop to the method."""
 
-    progress: Progress
+    progress: Progress | None
     stop: StopRequest
+    workers: Workers
     fields: dict[str, float] = field(default_factory=dict)
 
     def step(self, total: int, **figures: float) -> None:
-        self.progress.update(total, **figures, **self.fields)
+        if self.progress is not None:
+            self.progress.update(total, **figures, **self.fields)
 
     def should_stop(self) -> bool:
-        return self.stop.reason is not None
+        if not self.workers.any(self.stop.reason is not None):
+            return False
+        self.stop.request("a wish of another process")
+        return True
 
 
 def drive(
@@ -112,6 +118,7 @@ def drive(
     stop: StopRequest,
     quiet: bool = False,
     checkpoint_seconds: float = 2.0,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Run a search to its end, or to the point where it is asked to stop, and write the finished result.
 
@@ -124,6 +131,7 @@ def drive(
         quiet: No progress line.
         checkpoint_seconds: Shortest time between two checkpoints at epoch ends. The last epoch, a stop and a new best
             epoch within the budget are always saved. Timing has no influence on the result.
+        workers: The processes of the run, of which this is the first; the others are in ``follow``.
 
     Returns:
         The content of ``result.json``.
@@ -133,11 +141,10 @@ def drive(
         UserError: The disk is full, or every checkpoint is damaged.
     """
     store = CheckpointStore(run.path / "checkpoints", run)
-    loaded = store.load_latest()
+    workers = workers or Workers()
+    loaded = workers.from_main(store.load_latest)
     if loaded is not None:
-        searcher.load(loaded.tensors, loaded.state["searcher"])
-        if loaded.state.get("task"):
-            cast(Any, task).load_state_dict(loaded.state["task"])
+        _load(searcher, task, loaded)
         run.record("resumed", epoch=searcher.position.epoch, step=searcher.position.step, notes=loaded.notes)
     best = -1.0 if loaded is None else float(loaded.state["best"])
     seconds_before = 0.0 if loaded is None else float(loaded.state["seconds"])
@@ -158,9 +165,9 @@ def drive(
         if task.resume_note:
             progress.note(f"If this run is interrupted, {task.resume_note}.")
         _say_notes(progress, loaded)
-        monitor = _RunMonitor(progress, stop)
+        monitor = _RunMonitor(progress, stop, workers)
         saved = time.monotonic()
-        while not searcher.done and stop.reason is None:
+        while not searcher.done and not monitor.should_stop():
             try:
                 figures = searcher.advance(monitor)
             except Diverged as error:
@@ -197,6 +204,35 @@ def drive(
     stored = run.result()
     assert stored is not None
     return stored
+
+
+def follow(searcher: Searcher, task: Task, *, stop: StopRequest, workers: Workers) -> None:
+    """Do what ``drive`` does in the first process, in another one: every step and every cut, and no file.
+
+    Args:
+        searcher: The method, freshly made as in the first process.
+        task: What is learned.
+        stop: Asked after every step; a wish of any process stops all.
+        workers: The processes of the run.
+
+    Raises:
+        Diverged: As in the first process.
+        WorkerFailed: Another process failed.
+    """
+    loaded: Checkpoint | None = workers.share(None)
+    if loaded is not None:
+        _load(searcher, task, loaded)
+    monitor = _RunMonitor(None, stop, workers)
+    while not searcher.done and not monitor.should_stop():
+        if searcher.advance(monitor) is None:
+            break
+    searcher.deliver()
+
+
+def _load(searcher: Searcher, task: Task, loaded: Checkpoint) -> None:
+    searcher.load(loaded.tensors, loaded.state["searcher"])
+    if loaded.state.get("task"):
+        cast(Any, task).load_state_dict(loaded.state["task"])
 
 
 def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seconds: float) -> dict[str, Any]:

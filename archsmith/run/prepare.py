@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import warnings
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +14,9 @@ from typing import Any
 import torch
 
 from archsmith import __version__
-from archsmith.config import RunConfig, validated
-from archsmith.core.errors import UserError
+from archsmith.config import RunConfig, Runtime, validated
+from archsmith.core.errors import Shown, UserError
+from archsmith.core.processes import local_process_rank
 from archsmith.core.protocols import Logger
 from archsmith.families import family_table
 from archsmith.run.checkpoints import check_disk_space
@@ -22,16 +25,33 @@ from archsmith.run.directory import Run
 from archsmith.run.drive import Searcher
 from archsmith.space import Budget
 from archsmith.tasks.base import Task
+from archsmith.train.compute import Compute, resolve_device
+from archsmith.train.workers import Workers
 
 
-def prepare(config: RunConfig, task: Task, module: ModuleType, journal: Logger) -> tuple[CostModel, Searcher]:
-    """Return the cost model and the method at its beginning."""
+def prepare(
+    config: RunConfig, task: Task, module: ModuleType, journal: Logger, workers: Workers
+) -> tuple[CostModel, Searcher]:
+    """Return the cost model and the method at its beginning.
+
+    Raises:
+        UserError: Something in the configuration is wrong, or the method computes in the plain way alone.
+    """
     budget = None if config.budget is None else Budget.parse(config.budget)
     family = family_of(config, task)
     costs = CostModel(family, budget, journal)
-    given = {}
+    given: dict[str, Any] = {}
     if config.architecture is not None:
         given["architecture"] = family.space.validate(config.architecture)
+    compute = _compute(config.runtime, workers)
+    if "compute" in inspect.signature(module.Searcher).parameters:
+        given["compute"] = compute
+    elif compute != Compute(workers=workers) or workers.count > 1:
+        raise UserError(
+            "runtime",
+            Shown(f"{config.runtime.to_json()} for {config.method}"),
+            allowed="one process on the CPU in float32, neither compiled nor in micro-batches, for this method",
+        )
     searcher: Searcher = module.Searcher(
         **given,
         family=family,
@@ -42,6 +62,20 @@ def prepare(config: RunConfig, task: Task, module: ModuleType, journal: Logger) 
         memory_format=config.runtime.memory_format,
     )
     return costs, searcher
+
+
+def _compute(runtime: Runtime, workers: Workers) -> Compute:
+    """Return how the steps are computed under a configuration."""
+    device = resolve_device(runtime.device)
+    if device == "cuda":
+        torch.cuda.set_device(local_process_rank())
+    return Compute(
+        workers=workers,
+        micro_batches=runtime.micro_batches,
+        device=torch.device(device, local_process_rank()) if device == "cuda" else torch.device(device),
+        precision=runtime.precision,
+        compile="inductor" if runtime.compile else None,
+    )
 
 
 def family_of(config: RunConfig, task: Task) -> AtomFamily:
@@ -85,10 +119,14 @@ def check_room(out: str | Path, searcher: Searcher) -> None:
 
 
 class EarlyJournal:
-    """The journal of a run that does not exist yet: keeps its events and hands them over once there is one."""
+    """The journal of a run that does not exist yet: keeps its events and hands them over once there is one.
 
-    def __init__(self) -> None:
-        self._early: list[dict[str, Any]] = []
+    Args:
+        events: What it holds from the beginning: in a process that only follows, what the first one has measured.
+    """
+
+    def __init__(self, events: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._early: list[dict[str, Any]] = [dict(event) for event in events]
         self._run: Run | None = None
 
     def record(self, kind: str, **fields: Any) -> None:

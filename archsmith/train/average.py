@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from archsmith.train.compute import Compute
 
 
 def rescaled_decay(decay: float, batch_size: int, reference_batch: int = 4096) -> float:
@@ -69,13 +72,14 @@ def averaged(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+def recalibrate(model: nn.Module, batches: Iterable[Tensor], compute: Compute | None = None) -> nn.Module:
     """Replace the running statistics of every batch normalisation by plain averages over ``batches``.
 
     Args:
         model: Network, changed in place; ends in evaluation mode. Only batch normalisation runs in training mode, so
             dropout is off.
         batches: Input batches (B, ...) of training images; each counts the same.
+        compute: In which parts and where they are computed; the statistics are means over the parts and the processes.
 
     Returns:
         ``model``.
@@ -85,6 +89,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
 
     Source: AtomNAS (arXiv 1912.09640): averaged weights need statistics of their own.
     """
+    compute = compute or Compute()
     model.eval()
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -94,11 +99,16 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
         norm.train()
     count = 0
     for inputs in batches:
-        model(inputs)
+        compute.over_parts(model, len(inputs), partial(_forward_part, model, inputs, compute), together=False)
         count += 1
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
     if count == 0:
         raise ValueError("recalibrate needs at least one batch of inputs, got none.")
+    compute.workers.mean_([buffer for buffer in model.buffers() if buffer.is_floating_point()])
     return model
+
+
+def _forward_part(model: nn.Module, inputs: Tensor, compute: Compute, part: slice, names: tuple[int, ...]) -> None:
+    model(inputs[part].to(compute.device))

@@ -67,6 +67,8 @@ def _applies(layer: nn.Conv2d, x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")  # the gradient would come in another dtype than the input
+        and not torch.compiler.is_compiling()  # the compiler cannot look into a gradient of one's own
         and x.dim() == 4
         and layer.groups > 1
         and x.is_contiguous(memory_format=torch.channels_last)

@@ -12,8 +12,9 @@ from torch import nn
 
 from archsmith.core.errors import ArchsmithError
 from archsmith.core.rng import seed_of
-from archsmith.tasks.base import Task
+from archsmith.tasks.base import Batch, Forward, Task
 from archsmith.train.average import MovingAverage
+from archsmith.train.compute import Compute, part_of
 
 
 class Diverged(ArchsmithError):
@@ -83,6 +84,8 @@ def train_epoch(
     seed: int,
     average: MovingAverage | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
+    compute: Compute | None = None,
+    forward: Forward | None = None,
 ) -> bool:
     """Train from ``position`` to the end of its epoch, or until asked to stop.
 
@@ -97,6 +100,9 @@ def train_epoch(
         seed: Seed of the run.
         average: Moving average, updated after every step.
         memory_format: Format of the input batches.
+        compute: In which parts, where and how precisely a step is computed; plainly when None. With several parts the
+            gradient, the running statistics, the loss and the metrics are means over the parts.
+        forward: ``compute.forward(model)``, kept by the caller over epochs (compiling takes long); made here when None.
 
     Returns:
         True if the epoch is complete; False if ``should_stop`` ended it (``position`` says where).
@@ -104,26 +110,36 @@ def train_epoch(
     Raises:
         Diverged: The loss is NaN or infinite; the step is not taken.
     """
+    compute = compute or Compute()
+    run = compute.forward(model) if forward is None else forward
     model.train()
     steps = task.steps_per_epoch(batch_size)
     order = seed_of(seed, "order")
     batches = task.batches("train", batch_size=batch_size, seed=order, epoch=position.epoch, start=position.step)
     for batch in batches:
         where = (position.epoch, position.step)
-        generator = torch.Generator().manual_seed(seed_of(seed, "augment", *where))
         rate = hooks.rate(position.total)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, "dropout", *where))
-            loss, metrics = task.loss(
-                lambda inputs: model(inputs.contiguous(memory_format=memory_format)), batch, generator
-            )
-        value = loss.item()
+
+        def backward(
+            part: slice, names: tuple[int, ...], batch: Batch = batch, where: tuple[int, int] = where
+        ) -> dict[str, float]:
+            """Add the gradient of one part; return its loss and metrics."""
+            generator = torch.Generator().manual_seed(seed_of(seed, "augment", *where, *names))
+            with torch.random.fork_rng(devices=compute.random_devices()):
+                torch.manual_seed(seed_of(seed, "dropout", *where, *names))
+                loss, metrics = task.loss(
+                    lambda inputs: run(inputs.contiguous(memory_format=memory_format)), part_of(batch, part), generator
+                )
+            loss.backward()
+            return {"loss": loss.item(), **{name: float(metric) for name, metric in metrics.items()}}
+
+        figures = compute.combine_(model, compute.over_parts(model, len(batch), backward, together=False))
+        value = figures["loss"]
         if not math.isfinite(value):
             raise Diverged(value, *where)
-        loss.backward()
         hooks.after_backward()
         optimizer.step()
         hooks.after_step(rate)
@@ -131,8 +147,8 @@ def train_epoch(
             average.update(model)
         position.step += 1
         position.total += 1
-        for name, metric in {"loss": value, **metrics}.items():
-            position.sums[name] = position.sums.get(name, 0.0) + float(metric)
+        for name, figure in figures.items():
+            position.sums[name] = position.sums.get(name, 0.0) + figure
         hooks.on_step(position, value)
         if hooks.should_stop():
             break
