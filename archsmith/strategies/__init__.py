@@ -16,8 +16,14 @@ from typing import Any
 from archsmith.core.errors import UserError
 from archsmith.space import Space
 from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
+from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
+from archsmith.strategies.bohb import Bohb
 from archsmith.strategies.evolution import MutateWithin, RegularizedEvolution
+from archsmith.strategies.grid import GridSearch
+from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
+from archsmith.strategies.local import LocalSearch
 from archsmith.strategies.mcts import MonteCarloTreeSearch
+from archsmith.strategies.nsga2 import Nsga2
 from archsmith.strategies.policy import TablePolicy
 from archsmith.strategies.predictor_guided import PredictorGuided
 from archsmith.strategies.random import RandomSearch
@@ -26,16 +32,25 @@ from archsmith.strategies.smbo import SurrogateSearch
 
 __all__ = [
     "DEFAULT_OBJECTIVE",
+    "Bohb",
+    "GaussianProcessSearch",
+    "GridSearch",
+    "Hyperband",
+    "LocalSearch",
     "MonteCarloTreeSearch",
     "MutateWithin",
+    "Nsga2",
     "PredictorGuided",
     "Proposal",
     "RandomSearch",
     "RegularizedEvolution",
     "Reinforce",
     "Strategy",
+    "SuccessiveHalving",
     "SurrogateSearch",
     "TablePolicy",
+    "TpeSearch",
+    "geometric_fidelities",
     "open_strategy",
     "strategy_class",
     "strategy_table",

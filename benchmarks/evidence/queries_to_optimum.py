@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from archsmith.evaluate.cache import CachedEvaluator
-from archsmith.evaluate.tables import Table, TableEvaluator, open_table
 
 from archsmith.core.rng import numpy_stream
+from archsmith.evaluate.cache import CachedEvaluator
+from archsmith.evaluate.tables import Table, TableEvaluator, open_table
 from archsmith.families.cell_features import (
     NB201_FEATURE_GROUPS,
     graph_cell_features,

@@ -9,15 +9,21 @@ import pytest
 
 import archsmith.strategies
 from archsmith.predictors import Ensemble, Predictor, Ridge
-from archsmith.space import Space
-from archsmith.strategies import Strategy, strategy_table
+from archsmith.space import Budget, Objective, Space
+from archsmith.strategies import DEFAULT_OBJECTIVE, Strategy, strategy_table
+from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
+from archsmith.strategies.bohb import Bohb
 from archsmith.strategies.evolution import RegularizedEvolution
+from archsmith.strategies.grid import GridSearch
+from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
+from archsmith.strategies.local import LocalSearch
 from archsmith.strategies.mcts import MonteCarloTreeSearch
+from archsmith.strategies.nsga2 import Nsga2
 from archsmith.strategies.predictor_guided import PredictorGuided
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
 from archsmith.strategies.smbo import SurrogateSearch
-from archsmith.testing.strategies import StrategyContract, pytest_generate_tests
+from archsmith.testing.strategies import EXAMPLE_SPACES, StrategyContract, pytest_generate_tests
 
 __all__ = ["pytest_generate_tests"]
 
@@ -92,27 +98,120 @@ class TestSurrogate(StrategyContract):
         return SurrogateSearch(space, seed=seed, candidates=20, penalty=1.0, threshold=1)
 
 
+class TestGrid(StrategyContract):
+    spaces = tuple(name for name in EXAMPLE_SPACES if name != "recipe")
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return GridSearch(space, seed=seed)
+
+
+class TestLocalSearch(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return LocalSearch(space, seed=seed)
+
+
+class TestFirstImprovement(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return LocalSearch(space, seed=seed, improvement="first", starts=3)
+
+
+class TestSuccessiveHalving(StrategyContract):
+    full_fidelity = 100.0
+    evaluations = 400
+    least_gain = 8.0  # it learns from short evaluations, not where to look
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return SuccessiveHalving(space, seed=seed, fidelities=(1.0, 10.0, 100.0), width=64, eta=4.0)
+
+
+class TestHyperband(StrategyContract):
+    full_fidelity = 64.0
+    evaluations = 400
+    least_gain = 4.0  # its later brackets are random search
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        fidelities = geometric_fidelities(1.0, 64.0, 4.0)
+        return Hyperband(space, seed=seed, fidelities=fidelities, eta=4.0, open_brackets=2)
+
+
+class TestBohb(StrategyContract):
+    full_fidelity = 9.0
+    seeds = 4
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return Bohb(space, seed=seed, fidelities=(1.0, 3.0, 9.0), random_fraction=0.1, samples=8)
+
+
+class TestNsga2(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        objectives = [DEFAULT_OBJECTIVE, Objective("params", "minimize")]
+        return Nsga2(space, objectives=objectives, seed=seed, population=6)
+
+
+class TestNsga2WithOneObjective(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return Nsga2(space, seed=seed, population=10, constraints=Budget.parse("params<=11"))
+
+
+class TestTpe(StrategyContract):
+    rounds = (1, 3, 2, 1, 4, 1, 2, 3)
+    evaluations = 80
+    seeds = 3
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return TpeSearch(space, seed=seed, startup=6)
+
+
+class TestGaussianProcess(StrategyContract):
+    spaces = ("deep", "rising")  # the others, and the comparison, are slow evidence below
+    rounds = (1, 3, 2, 1, 2, 1)
+    beats_random = False
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return GaussianProcessSearch(space, seed=seed, startup=5)
+
+
+@pytest.mark.slow
+class TestGaussianProcessEverywhere(TestGaussianProcess):
+    spaces = StrategyContract.spaces
+    rounds = (1, 3, 2, 1, 2, 1, 3, 2)
+    beats_random = True
+    evaluations = 40
+    seeds = 4
+
+
 CASES: dict[str, type[StrategyContract]] = {
+    "bohb": TestBohb,
+    "gp": TestGaussianProcess,
+    "grid": TestGrid,
+    "hyperband": TestHyperband,
+    "local-search": TestLocalSearch,
     "mcts": TestTreeSearch,
     "predictor-guided": TestPredictorGuided,
+    "nsga2": TestNsga2,
     "random": TestRandom,
     "regularized-evolution": TestRegularizedEvolution,
     "reinforce": TestReinforce,
+    "successive-halving": TestSuccessiveHalving,
     "surrogate": TestSurrogate,
+    "tpe": TestTpe,
 }
 
 
 def classes_of_the_room() -> set[str]:
     """Return the names of all classes in the room's files that derive from ``Strategy``, by reading, not importing."""
     bases: dict[str, list[str]] = {}
+    abstract: set[str] = set()
     for path in Path(archsmith.strategies.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
                 bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
+                if any(isinstance(n, ast.Name) and n.id == "abstractmethod" for n in ast.walk(node)):
+                    abstract.add(node.name)
     found = {"Strategy"}
     while more := {name for name, above in bases.items() if found & set(above)} - found:
         found |= more
-    return {name for name in found if name != "Strategy" and not name.startswith("_")}
+    return found - abstract - {"Strategy"}
 
 
 # At collection: a strategy that is not listed, or not checked, stops the suite.
