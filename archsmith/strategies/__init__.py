@@ -16,24 +16,32 @@ from typing import Any
 from archsmith.core.errors import UserError
 from archsmith.space import Space
 from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
+from archsmith.strategies.controller import Controller
+from archsmith.strategies.distribution import Distribution, UniformDecisions
 from archsmith.strategies.evolution import MutateWithin, RegularizedEvolution
 from archsmith.strategies.mcts import MonteCarloTreeSearch
 from archsmith.strategies.policy import TablePolicy
+from archsmith.strategies.ppo import PPO, ReinforceController
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
 from archsmith.strategies.smbo import SurrogateSearch
 
 __all__ = [
     "DEFAULT_OBJECTIVE",
+    "PPO",
+    "Controller",
+    "Distribution",
     "MonteCarloTreeSearch",
     "MutateWithin",
     "Proposal",
     "RandomSearch",
     "RegularizedEvolution",
     "Reinforce",
+    "ReinforceController",
     "Strategy",
     "SurrogateSearch",
     "TablePolicy",
+    "UniformDecisions",
     "open_strategy",
     "strategy_class",
     "strategy_table",

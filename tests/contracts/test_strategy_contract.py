@@ -12,6 +12,7 @@ from archsmith.space import Space
 from archsmith.strategies import Strategy, strategy_table
 from archsmith.strategies.evolution import RegularizedEvolution
 from archsmith.strategies.mcts import MonteCarloTreeSearch
+from archsmith.strategies.ppo import PPO, ReinforceController
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
 from archsmith.strategies.smbo import SurrogateSearch
@@ -67,11 +68,23 @@ class TestSurrogate(StrategyContract):
         return SurrogateSearch(space, seed=seed, candidates=20, penalty=1.0, threshold=1)
 
 
+class TestPPO(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return PPO(space, seed=seed, batch=4, units=16, learning_rate=0.03, updates_per_batch=2)
+
+
+class TestReinforceController(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return ReinforceController(space, seed=seed, batch=4, units=16, learning_rate=0.03)
+
+
 CASES: dict[str, type[StrategyContract]] = {
     "mcts": TestTreeSearch,
+    "ppo": TestPPO,
     "random": TestRandom,
     "regularized-evolution": TestRegularizedEvolution,
     "reinforce": TestReinforce,
+    "reinforce-controller": TestReinforceController,
     "surrogate": TestSurrogate,
 }
 
