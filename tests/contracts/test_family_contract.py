@@ -7,9 +7,10 @@ from mobile_samples import small_family
 
 from archsmith.families import family_table
 from archsmith.families.cells import open_family
+from archsmith.families.nasnet import nasnet_family
 from archsmith.testing.families import FamilyContract, measured_costs
 
-ATTACHED = {"mobile", "nas-bench-201"}
+ATTACHED = {"mobile", "nas-bench-201", "nasnet"}
 
 
 class TestMobileFamily(FamilyContract):
@@ -34,6 +35,13 @@ class TestNasBench201Family(FamilyContract):
     @pytest.fixture
     def family(self):
         return open_family("nas-bench-201", image=(3, 8, 12), num_classes=5, channels=4, cells=2)
+
+
+class TestNasnetFamily(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        # Two blocks: the same rules as five, and a quarter of the time.
+        return nasnet_family("search", image=(3, 8, 12), num_classes=5, filters=4, repeats=1, blocks=2)
 
 
 def test_every_family_is_attached():
