@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from archsmith.core.errors import UserError
+from archsmith.cost import count
 from archsmith.families.nasnet_space import (
     BLOCKS,
     CELLS,
@@ -211,6 +212,12 @@ class NasnetFamily:
         arguments = network.constructor()
         cells = {cell: tuple(Block(*block) for block in arguments[cell]) for cell in CELLS}
         return architecture_of(Genotype(**cells))
+
+    def exact_costs(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Return "macs" and "params" of an architecture for this image size; nothing is computed or allocated."""
+        with torch.device("meta"):
+            counted = count(self.build(architecture), torch.zeros(1, *self.image))
+        return {"macs": counted.macs, "params": counted.params}
 
     @property
     def stem_channels(self) -> int:

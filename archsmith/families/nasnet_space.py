@@ -65,7 +65,19 @@ class Genotype:
     reduction: tuple[Block, ...]
 
 
-def nasnet_space(blocks: int = BLOCKS) -> ProductSpace:
+class NasnetSpace(ProductSpace):
+    """A product space with the canonical form of cell pairs; made by ``nasnet_space``."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the space as a JSON object, for ``ProductSpace.from_json``.
+
+        JSON holds no functions, so what is restored has the same architectures and digests, and as ``network_digest``
+        of a new architecture its digest. Stored architectures keep the one that they had here.
+        """
+        return ProductSpace(self.name, self.root.elements).to_json()
+
+
+def nasnet_space(blocks: int = BLOCKS) -> NasnetSpace:
     """Return the space of cell pairs; dimension ``<cell>/<block>/<field>``, fields as in ``FIELDS``.
 
     Args:
@@ -89,7 +101,7 @@ def nasnet_space(blocks: int = BLOCKS) -> ProductSpace:
             groups = ("state", "state", "operation", "operation", "combiner")
             for field, values, group in zip(FIELDS, options, groups, strict=True):
                 elements[f"{cell}/{block}/{field}"] = Categorical(values, group=group)
-    return ProductSpace("nasnet" if blocks == BLOCKS else f"nasnet-{blocks}", elements, canonical=_canonical)
+    return NasnetSpace("nasnet" if blocks == BLOCKS else f"nasnet-{blocks}", elements, canonical=_canonical)
 
 
 def genotype_of(decisions: Mapping[str, Any]) -> Genotype:

@@ -18,6 +18,8 @@ from archsmith.space import Space
 from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
 from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
+from archsmith.strategies.controller import Controller
+from archsmith.strategies.distribution import Distribution, UniformDecisions
 from archsmith.strategies.evolution import MutateWithin, RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
 from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
@@ -25,6 +27,7 @@ from archsmith.strategies.local import LocalSearch
 from archsmith.strategies.mcts import MonteCarloTreeSearch
 from archsmith.strategies.nsga2 import Nsga2
 from archsmith.strategies.policy import TablePolicy
+from archsmith.strategies.ppo import PPO, ReinforceController
 from archsmith.strategies.predictor_guided import PredictorGuided
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
@@ -32,7 +35,10 @@ from archsmith.strategies.smbo import SurrogateSearch
 
 __all__ = [
     "DEFAULT_OBJECTIVE",
+    "PPO",
     "Bohb",
+    "Controller",
+    "Distribution",
     "GaussianProcessSearch",
     "GridSearch",
     "Hyperband",
@@ -45,11 +51,13 @@ __all__ = [
     "RandomSearch",
     "RegularizedEvolution",
     "Reinforce",
+    "ReinforceController",
     "Strategy",
     "SuccessiveHalving",
     "SurrogateSearch",
     "TablePolicy",
     "TpeSearch",
+    "UniformDecisions",
     "geometric_fidelities",
     "open_strategy",
     "strategy_class",

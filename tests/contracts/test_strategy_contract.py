@@ -19,6 +19,7 @@ from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric
 from archsmith.strategies.local import LocalSearch
 from archsmith.strategies.mcts import MonteCarloTreeSearch
 from archsmith.strategies.nsga2 import Nsga2
+from archsmith.strategies.ppo import PPO, ReinforceController
 from archsmith.strategies.predictor_guided import PredictorGuided
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
@@ -180,6 +181,16 @@ class TestGaussianProcessEverywhere(TestGaussianProcess):
     seeds = 4
 
 
+class TestPPO(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return PPO(space, seed=seed, batch=4, units=16, learning_rate=0.03, updates_per_batch=2)
+
+
+class TestReinforceController(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return ReinforceController(space, seed=seed, batch=4, units=16, learning_rate=0.03)
+
+
 CASES: dict[str, type[StrategyContract]] = {
     "bohb": TestBohb,
     "gp": TestGaussianProcess,
@@ -193,6 +204,8 @@ CASES: dict[str, type[StrategyContract]] = {
     "regularized-evolution": TestRegularizedEvolution,
     "reinforce": TestReinforce,
     "successive-halving": TestSuccessiveHalving,
+    "ppo": TestPPO,
+    "reinforce-controller": TestReinforceController,
     "surrogate": TestSurrogate,
     "tpe": TestTpe,
 }

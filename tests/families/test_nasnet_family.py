@@ -122,13 +122,6 @@ def test_no_weight_is_without_gradient_in_nasnet_a():
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
-def test_the_seed_decides_the_weights_and_nothing_else_does():
-    family = small_family()
-    first, again, other = (family.build(nasnet_a(), seed=seed).state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["stem.weight"], other["stem.weight"])
-
-
 def test_progress_sets_every_cells_keep_probability():
     network = small_family(repeats=2, final_keep=0.6).build(nasnet_a())
     assert {cell.keep for cell in network.cells} == {1.0}
@@ -190,7 +183,7 @@ def test_the_standalone_source_is_the_same_function(outputs):
     assert torch.equal(rebuilt.eval()(x), network(x))
 
 
-@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+@pytest.mark.parametrize("seed", [None, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6))])
 def test_the_onnx_file_computes_the_same(seed):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -206,15 +199,13 @@ def test_the_onnx_file_computes_the_same(seed):
     np.testing.assert_allclose(found, network(x).detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_largest_and_smallest_bracket_samples():
     family = small_family()
-
-    def params(architecture):
-        with torch.device("meta"):
-            return sum(p.numel() for p in family.build(architecture).parameters())
-
-    sizes = [params(sampled(family, seed)) for seed in range(12)]
-    assert params(family.smallest()) < min(sizes) and max(sizes) < params(family.largest())
+    low, high = family.exact_costs(family.smallest()), family.exact_costs(family.largest())
+    for seed in range(40):
+        costs = family.exact_costs(sampled(family, seed))
+        assert all(low[name] < costs[name] < high[name] for name in costs)
 
 
 def test_the_family_is_listed_and_opened_by_name():

@@ -19,7 +19,7 @@ from archsmith.families.nasnet_space import (
     nasnet_space,
     unused_states,
 )
-from archsmith.space import Architecture, Space
+from archsmith.space import Architecture, ProductSpace, Space
 from archsmith.testing.space import SpaceContract
 
 GOLDEN = {
@@ -142,6 +142,14 @@ def reordered(blocks: tuple[Block, ...], order: tuple[int, ...]) -> tuple[Block,
 def test_json_keeps_the_network_digest():
     again = Architecture.from_json(json.loads(json.dumps(nasnet_a().to_json())))
     assert again == nasnet_a() and again.network_digest == nasnet_a().network_digest
+
+
+def test_the_space_restored_from_json_has_the_same_architectures():
+    space = nasnet_space()
+    again = ProductSpace.from_json(json.loads(json.dumps(space.to_json())))
+    assert again.size == space.size
+    assert again.sample(np.random.default_rng(1)) == space.sample(np.random.default_rng(1))
+    assert again.validate(nasnet_a()).digest == nasnet_a().digest
 
 
 @pytest.mark.parametrize("blocks", [0, -1, True, 2.0, "5"])
