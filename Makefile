@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two cores and two workers: one thread each, so that tests neither fight for cores nor change their bits.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # Every extra that a test uses; everything comes from the pinned list.
-EXTRAS := onnx,tensorboard,tables,boost,dev
+EXTRAS := onnx,tensorboard,tables,boost,optuna,evolve,dashboard,ray,sql,dev
 
 .PHONY: help setup demo test test-all lint format bench gpu-data clean
 
