@@ -226,6 +226,75 @@ def search_file(
     return _run(_completed(written, module, task), task, module, out, time_limit, quiet, baselines)
 
 
+def bench(
+    strategies: Sequence[str],
+    arenas: Sequence[str],
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    budget: str = "evaluations<=100",
+    seeds: int = 20,
+    workers: int = 1,
+    free_repeats: bool = True,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Compare strategies on benchmark tables; go on if ``out`` holds the same comparison unfinished.
+
+    Args:
+        strategies: Names, or "NAME:KEY=VALUE;KEY=VALUE" with settings. Random search is added.
+        arenas: "TABLE/DATASET" or "TABLE/DATASET@FIDELITY".
+        out: Folder of the comparison; ``report.html`` is written there.
+        data: Folder of the tables; by default what the environment variable ARCHSMITH_DATA names, or its folder
+            ``nas-benchmarks``.
+        budget: Of one search: "evaluations<=100", "simulated<=12000s", "seconds<=60s", or several with commas.
+        seeds: Searches of each strategy in each arena, at least 2.
+        workers: Processes; the numbers do not depend on it.
+        free_repeats: Whether a network that was evaluated before costs nothing again.
+        quiet: No progress.
+
+    Returns:
+        The content of ``result.json``: for each arena the table of the contenders.
+
+    Raises:
+        UserError: Something given is wrong; nothing was run.
+    """
+    from archsmith.run.bench import BenchConfig, arena_of, bench_budget, contender_of, run_bench
+    from archsmith.run.bench_report import write_bench_report
+
+    folder = _tables_folder(data)
+    config = validated(
+        BenchConfig,
+        {
+            "contenders": [contender_of(text) for text in strategies],
+            "arenas": [arena_of(text) for text in arenas],
+            "seeds": seeds,
+            "budget": bench_budget(budget),
+            "data": str(folder.absolute()),
+            "free_repeats": free_repeats,
+        },
+        field="bench",
+    )
+    if workers < 1:
+        raise UserError("workers", workers, allowed="an integer from 1")
+    result = run_bench(config, out, workers=workers, say=(lambda text: None) if quiet else say)
+    write_bench_report(out, result)
+    return result
+
+
+def _tables_folder(data: str | Path | None) -> Path:
+    """Return the folder of the benchmark tables."""
+    root = data or os.environ.get("ARCHSMITH_DATA")
+    if root is None:
+        raise UserError(
+            "--data",
+            None,
+            allowed="the folder of the benchmark tables",
+            hint="docs/guide/tables.md says where they are.",
+        )
+    inner = Path(root) / "nas-benchmarks"
+    return inner if inner.is_dir() else Path(root)
+
+
 def usable_cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -233,6 +233,61 @@ def profile(
 
 
 @app.command()
+def bench(
+    strategies: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", help="NAME or NAME:KEY=VALUE;KEY=VALUE; repeat. Random search is always there."),
+    ] = None,
+    arenas: Annotated[
+        list[str] | None, typer.Option("--arena", help="TABLE/DATASET, with @FIDELITY for cheaper queries; repeat.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="Of one search: evaluations<=N, simulated<=SECONDS, seconds<=SECONDS.")
+    ] = "evaluations<=100",
+    seeds: Annotated[int, typer.Option(help="Searches of each strategy in each arena.")] = 20,
+    data: Annotated[Path | None, typer.Option(help="Folder of the benchmark tables.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; typed again, it goes on.")] = Path("runs/bench"),
+    workers: Annotated[int, typer.Option(help="Processes; the numbers do not depend on it.")] = 1,
+    count_repeats: Annotated[
+        bool, typer.Option("--count-repeats", help="Evaluating the same network again costs as much as the first time.")
+    ] = False,
+) -> None:
+    """Compare strategies under one budget on benchmark tables, with intervals, tests and random baselines."""
+    from archsmith import api
+
+    result = api.bench(
+        strategies or ["regularized-evolution"],
+        arenas or ["nas-bench-201/cifar10"],
+        data=data,
+        budget=budget,
+        seeds=seeds,
+        out=out,
+        workers=workers,
+        free_repeats=not count_repeats,
+    )
+    from archsmith.run.bench_report import BENCH_COLUMNS, bench_rows
+
+    console = Console()
+    for arena in result["arenas"]:
+        title = f"{arena['arena']}: best of the table {arena['best_of_table']:.2f}, judged by {arena['judged']}"
+        table = Table(title=title, title_justify="left")
+        for column in BENCH_COLUMNS:
+            table.add_column(column, overflow="fold", justify="left" if column == "strategy" else "right")
+        for row in bench_rows(arena):
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(table)
+    console.print(f"report {out / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def strategies(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the strategies."""
+    from archsmith.strategies import strategy_table
+
+    _show(strategy_table(), ("name", "title", "paper", "extra"), as_json)
+
+
+@app.command()
 def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the published systems."""
     from archsmith.methods import method_table

@@ -210,6 +210,52 @@ def comparison(rows: Sequence[tuple[str, str, float, int]]) -> Figure:
     return {"data": data, "layout": layout}
 
 
+def anytime_curves(arena: Mapping[str, Any]) -> Figure:
+    """Return what each strategy of a bench would have returned after so many evaluations: means with 95 % bands.
+
+    Args:
+        arena: An arena of a bench's results, with ``contenders`` that have ``anytime`` rows of evaluations, mean and
+            interval, ``best_of_table`` and ``random_architectures``.
+    """
+    data: list[dict[str, Any]] = []
+    values: list[float] = []
+    for number, row in enumerate(arena["contenders"]):
+        points = [point for point in row["anytime"] if point[1] is not None]
+        steps, means, lows, highs = ([point[i] for point in points] for i in range(4))
+        values += [*lows[len(lows) // 4 :], *highs]
+        colour, dash = f"var(--k{number % 5})", ("solid", "dash", "dot", "dashdot")[number // 5 % 4]
+        band = {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [*steps, *reversed(steps)],
+            "y": [*highs, *reversed(lows)],
+            "fill": "toself",
+            "fillcolor": colour,
+            "opacity": 0.10,
+            "line": {"width": 0},
+            "hoverinfo": "skip",
+            "showlegend": False,
+            "legendgroup": row["contender"],
+        }
+        line = _line(steps, means, row["contender"], colour, 2)
+        line["line"]["dash"] = dash
+        hover = "%{x} evaluations: %{y:.2f}"
+        data += [
+            band,
+            {**line, "legendgroup": row["contender"], "hovertemplate": f"{row['contender']}, {hover}<extra></extra>"},
+        ]
+    layout = _layout(440, x="evaluations", y="judged figure")
+    layout["xaxis"]["type"] = "log"
+    best = arena["best_of_table"]
+    low = min(values)
+    layout["yaxis"]["range"] = [low - 0.05 * (best - low), best + 0.08 * (best - low)]
+    layout["shapes"] = [_rule(y0=best, y1=best, xref="paper", x0=0, x1=1)]
+    layout["annotations"] = [_label("best of the table", x=0.004, y=best, xref="paper", xanchor="left")]
+    layout["legend"] = {"orientation": "h", "x": 0, "y": -0.18, "yanchor": "top", "font": {"size": 13}}
+    layout["margin"].update({"t": 16, "b": 120})
+    return {"data": data, "layout": layout}
+
+
 def _line(x: Sequence[float], y: Sequence[float | None], name: str, colour: str, width: float) -> dict[str, Any]:
     return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": {"color": colour, "width": width}}
 
