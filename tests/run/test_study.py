@@ -277,7 +277,7 @@ def test_memory_does_not_grow_where_nothing_is_kept(tmp_path: Path) -> None:
         tracemalloc.start()
         run_study(RandomSearch(SPACE), Quick(), budget=600, store=store, on_result=note)
         tracemalloc.stop()
-        assert marks[3] - marks[0] < 450 * 40  # bytes; one kept result is more than 500
+        assert marks[3] - marks[0] < 450 * 150  # bytes; a kept result is more than 500, entries not yet written vary
 
 
 def test_a_snapshot_spares_the_resumed_study_the_asking(tmp_path: Path) -> None:
