@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -31,6 +31,7 @@ from archsmith.space.deciders import (
     allowed_count,
     first_allowed,
     is_allowed,
+    option_index,
 )
 from archsmith.space.options import Interval, Options, draw
 from archsmith.space.values import Value
@@ -259,22 +260,35 @@ class Space(ABC):
                     if found is not None and differs_only_at(architecture, found, decision.path):
                         yield found
 
-    def enumerate(self) -> Iterator[Architecture]:
+    def enumerate(self, *, after: Architecture | None = None) -> Iterator[Architecture]:
         """Yield every valid architecture once, lazily, in the order of decisions and options (the last varies fastest).
 
+        Args:
+            after: Go on behind this valid architecture, without passing through those before it.
+
         Raises:
-            UserError: The space is infinite.
+            UserError: The space is infinite, or ``after`` is not valid in it.
         """
         if self.size == math.inf:
             raise UserError(
                 "space", self.name, allowed="a finite space", hint="It has real dimensions: sample it instead."
             )
-        return completed_walks(self.walk)
+        if after is None:
+            return completed_walks(self.walk)
+        odometer = _Odometer([_position(decision) for decision in self.trace(after)])
+        self.walk(odometer)
+        following = odometer.following()
+        return completed_walks(self.walk, following) if following else iter(())
 
 
-def completed_walks(walk: Callable[[Decide], Architecture]) -> Iterator[Architecture]:
-    """Yield the result of every walk that does not end dead, the last decision varying fastest."""
-    prefix: list[int] = []
+def completed_walks(walk: Callable[[Decide], Architecture], start: Sequence[int] = ()) -> Iterator[Architecture]:
+    """Yield the result of every walk that does not end dead, the last decision varying fastest.
+
+    Args:
+        walk: Of a finite space.
+        start: Option numbers of the first decisions of the first walk.
+    """
+    prefix = list(start)
     while True:
         odometer = _Odometer(prefix)
         with suppress(DeadEnd):
@@ -307,6 +321,14 @@ class _Odometer:
             if (index := self.taken[at][1]) is not None:
                 return [taken for taken, _ in self.taken[:at]] + [index]
         return []
+
+
+def _position(decision: Decision) -> int:
+    if isinstance(decision.options, Interval):  # of a finite space: a single value
+        return 0
+    index = option_index(decision.choice, decision.options)
+    assert index is not None
+    return index
 
 
 def _next_allowed(start: int, count: int, mask: Mask) -> int | None:

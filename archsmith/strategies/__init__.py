@@ -16,7 +16,11 @@ from typing import Any
 from archsmith.core.errors import UserError
 from archsmith.space import Space
 from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
+from archsmith.strategies.bohb import Bohb
 from archsmith.strategies.evolution import MutateWithin, RegularizedEvolution
+from archsmith.strategies.grid import GridSearch
+from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
+from archsmith.strategies.local import LocalSearch
 from archsmith.strategies.mcts import MonteCarloTreeSearch
 from archsmith.strategies.policy import TablePolicy
 from archsmith.strategies.random import RandomSearch
@@ -25,6 +29,10 @@ from archsmith.strategies.smbo import SurrogateSearch
 
 __all__ = [
     "DEFAULT_OBJECTIVE",
+    "Bohb",
+    "GridSearch",
+    "Hyperband",
+    "LocalSearch",
     "MonteCarloTreeSearch",
     "MutateWithin",
     "Proposal",
@@ -32,8 +40,10 @@ __all__ = [
     "RegularizedEvolution",
     "Reinforce",
     "Strategy",
+    "SuccessiveHalving",
     "SurrogateSearch",
     "TablePolicy",
+    "geometric_fidelities",
     "open_strategy",
     "strategy_class",
     "strategy_table",

@@ -10,12 +10,16 @@ import pytest
 import archsmith.strategies
 from archsmith.space import Space
 from archsmith.strategies import Strategy, strategy_table
+from archsmith.strategies.bohb import Bohb
 from archsmith.strategies.evolution import RegularizedEvolution
+from archsmith.strategies.grid import GridSearch
+from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
+from archsmith.strategies.local import LocalSearch
 from archsmith.strategies.mcts import MonteCarloTreeSearch
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
 from archsmith.strategies.smbo import SurrogateSearch
-from archsmith.testing.strategies import StrategyContract, pytest_generate_tests
+from archsmith.testing.strategies import EXAMPLE_SPACES, StrategyContract, pytest_generate_tests
 
 __all__ = ["pytest_generate_tests"]
 
@@ -67,11 +71,60 @@ class TestSurrogate(StrategyContract):
         return SurrogateSearch(space, seed=seed, candidates=20, penalty=1.0, threshold=1)
 
 
+class TestGrid(StrategyContract):
+    spaces = tuple(name for name in EXAMPLE_SPACES if name != "recipe")
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return GridSearch(space, seed=seed)
+
+
+class TestLocalSearch(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return LocalSearch(space, seed=seed)
+
+
+class TestFirstImprovement(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return LocalSearch(space, seed=seed, improvement="first", starts=3)
+
+
+class TestSuccessiveHalving(StrategyContract):
+    full_fidelity = 100.0
+    evaluations = 400
+    least_gain = 8.0  # it learns from short evaluations, not where to look
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return SuccessiveHalving(space, seed=seed, fidelities=(1.0, 10.0, 100.0), width=64, eta=4.0)
+
+
+class TestHyperband(StrategyContract):
+    full_fidelity = 64.0
+    evaluations = 400
+    least_gain = 4.0  # its later brackets are random search
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        fidelities = geometric_fidelities(1.0, 64.0, 4.0)
+        return Hyperband(space, seed=seed, fidelities=fidelities, eta=4.0, open_brackets=2)
+
+
+class TestBohb(StrategyContract):
+    full_fidelity = 9.0
+    seeds = 4
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return Bohb(space, seed=seed, fidelities=(1.0, 3.0, 9.0), random_fraction=0.1, samples=8)
+
+
 CASES: dict[str, type[StrategyContract]] = {
+    "bohb": TestBohb,
+    "grid": TestGrid,
+    "hyperband": TestHyperband,
+    "local-search": TestLocalSearch,
     "mcts": TestTreeSearch,
     "random": TestRandom,
     "regularized-evolution": TestRegularizedEvolution,
     "reinforce": TestReinforce,
+    "successive-halving": TestSuccessiveHalving,
     "surrogate": TestSurrogate,
 }
 
@@ -79,14 +132,17 @@ CASES: dict[str, type[StrategyContract]] = {
 def classes_of_the_room() -> set[str]:
     """Return the names of all classes in the room's files that derive from ``Strategy``, by reading, not importing."""
     bases: dict[str, list[str]] = {}
+    abstract: set[str] = set()
     for path in Path(archsmith.strategies.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
                 bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
+                if any(isinstance(n, ast.Name) and n.id == "abstractmethod" for n in ast.walk(node)):
+                    abstract.add(node.name)
     found = {"Strategy"}
     while more := {name for name, above in bases.items() if found & set(above)} - found:
         found |= more
-    return {name for name in found if name != "Strategy" and not name.startswith("_")}
+    return found - abstract - {"Strategy"}
 
 
 # At collection: a strategy that is not listed, or not checked, stops the suite.
