@@ -10,7 +10,8 @@ returns for an array without an architecture.
 Deciders: ``Uniform``, ``Replay``, ``Exactly``, ``Crossover``, ``Recording``, ``first_allowed``; protocol ``Decide``.
 
 Values: ``Architecture``, ``Trial``, ``Result``, ``Objective``, ``Budget`` with ``Limit`` and ``Violation``;
-``pareto_front``, ``non_dominated``, ``dominates`` compare results.
+``pareto_front``, ``non_dominated``, ``dominates`` and ``hypervolume_of``
+compare results (on arrays: ``archsmith.space.hypervolume``).
 
 Example:
     >>> import numpy as np
@@ -42,6 +43,7 @@ from archsmith.space.deciders import (
 )
 from archsmith.space.dimensions import Categorical, Count, Dimension, Ordinal, Real, Subset
 from archsmith.space.elements import Element, Given, Group, Repeat
+from archsmith.space.hypervolume import Hypervolume, hypervolume_of
 from archsmith.space.options import Interval, Options
 from archsmith.space.pareto import dominates, non_dominated, pareto_front
 from archsmith.space.product import ProductSpace
@@ -71,6 +73,7 @@ __all__ = [
     "Given",
     "Group",
     "Has",
+    "Hypervolume",
     "Interval",
     "Invalid",
     "Limit",
@@ -96,6 +99,7 @@ __all__ = [
     "When",
     "dominates",
     "first_allowed",
+    "hypervolume_of",
     "non_dominated",
     "pareto_front",
     "sample_by_decisions",

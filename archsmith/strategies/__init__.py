@@ -22,6 +22,7 @@ from archsmith.strategies.grid import GridSearch
 from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
 from archsmith.strategies.local import LocalSearch
 from archsmith.strategies.mcts import MonteCarloTreeSearch
+from archsmith.strategies.nsga2 import Nsga2
 from archsmith.strategies.policy import TablePolicy
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
@@ -35,6 +36,7 @@ __all__ = [
     "LocalSearch",
     "MonteCarloTreeSearch",
     "MutateWithin",
+    "Nsga2",
     "Proposal",
     "RandomSearch",
     "RegularizedEvolution",

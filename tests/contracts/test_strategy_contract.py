@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 import archsmith.strategies
-from archsmith.space import Space
-from archsmith.strategies import Strategy, strategy_table
+from archsmith.space import Budget, Objective, Space
+from archsmith.strategies import DEFAULT_OBJECTIVE, Strategy, strategy_table
 from archsmith.strategies.bohb import Bohb
 from archsmith.strategies.evolution import RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
 from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
 from archsmith.strategies.local import LocalSearch
 from archsmith.strategies.mcts import MonteCarloTreeSearch
+from archsmith.strategies.nsga2 import Nsga2
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
 from archsmith.strategies.smbo import SurrogateSearch
@@ -115,12 +116,24 @@ class TestBohb(StrategyContract):
         return Bohb(space, seed=seed, fidelities=(1.0, 3.0, 9.0), random_fraction=0.1, samples=8)
 
 
+class TestNsga2(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        objectives = [DEFAULT_OBJECTIVE, Objective("params", "minimize")]
+        return Nsga2(space, objectives=objectives, seed=seed, population=6)
+
+
+class TestNsga2WithOneObjective(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return Nsga2(space, seed=seed, population=10, constraints=Budget.parse("params<=11"))
+
+
 CASES: dict[str, type[StrategyContract]] = {
     "bohb": TestBohb,
     "grid": TestGrid,
     "hyperband": TestHyperband,
     "local-search": TestLocalSearch,
     "mcts": TestTreeSearch,
+    "nsga2": TestNsga2,
     "random": TestRandom,
     "regularized-evolution": TestRegularizedEvolution,
     "reinforce": TestReinforce,
