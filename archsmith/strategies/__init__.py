@@ -16,6 +16,7 @@ from typing import Any
 from archsmith.core.errors import UserError
 from archsmith.space import Space
 from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
+from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
 from archsmith.strategies.evolution import MutateWithin, RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
@@ -31,6 +32,7 @@ from archsmith.strategies.smbo import SurrogateSearch
 __all__ = [
     "DEFAULT_OBJECTIVE",
     "Bohb",
+    "GaussianProcessSearch",
     "GridSearch",
     "Hyperband",
     "LocalSearch",
@@ -45,6 +47,7 @@ __all__ = [
     "SuccessiveHalving",
     "SurrogateSearch",
     "TablePolicy",
+    "TpeSearch",
     "geometric_fidelities",
     "open_strategy",
     "strategy_class",

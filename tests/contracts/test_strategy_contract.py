@@ -10,6 +10,7 @@ import pytest
 import archsmith.strategies
 from archsmith.space import Budget, Objective, Space
 from archsmith.strategies import DEFAULT_OBJECTIVE, Strategy, strategy_table
+from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
 from archsmith.strategies.evolution import RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
@@ -127,8 +128,36 @@ class TestNsga2WithOneObjective(StrategyContract):
         return Nsga2(space, seed=seed, population=10, constraints=Budget.parse("params<=11"))
 
 
+class TestTpe(StrategyContract):
+    rounds = (1, 3, 2, 1, 4, 1, 2, 3)
+    evaluations = 80
+    seeds = 3
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return TpeSearch(space, seed=seed, startup=6)
+
+
+class TestGaussianProcess(StrategyContract):
+    spaces = ("deep", "rising")  # the others, and the comparison, are slow evidence below
+    rounds = (1, 3, 2, 1, 2, 1)
+    beats_random = False
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return GaussianProcessSearch(space, seed=seed, startup=5)
+
+
+@pytest.mark.slow
+class TestGaussianProcessEverywhere(TestGaussianProcess):
+    spaces = StrategyContract.spaces
+    rounds = (1, 3, 2, 1, 2, 1, 3, 2)
+    beats_random = True
+    evaluations = 40
+    seeds = 4
+
+
 CASES: dict[str, type[StrategyContract]] = {
     "bohb": TestBohb,
+    "gp": TestGaussianProcess,
     "grid": TestGrid,
     "hyperband": TestHyperband,
     "local-search": TestLocalSearch,
@@ -139,6 +168,7 @@ CASES: dict[str, type[StrategyContract]] = {
     "reinforce": TestReinforce,
     "successive-halving": TestSuccessiveHalving,
     "surrogate": TestSurrogate,
+    "tpe": TestTpe,
 }
 
 
