@@ -146,7 +146,7 @@ def main() -> None:
     print(f"Python {sys.version.split()[0]}, numpy {np.__version__}, {platform.machine()}, {os.cpu_count()} CPUs")
     names = [str(row["name"]) for row in strategy_table()]
     overhead(nas_bench_201_space(), names, 500 // scale)
-    overhead(mobile_space(), [name for name in names if name not in ("gp", "grid", "mcts")], 500 // scale)
+    overhead(mobile_space(), [name for name in names if name not in ("gp", "grid", "mcts", "surrogate")], 500 // scale)
     loop(10_000 // scale)
     memory(100_000 // scale)
 
