@@ -25,7 +25,18 @@ from archsmith.tasks.base import Task
 
 
 def prepare(config: RunConfig, task: Task, module: ModuleType, journal: Logger) -> tuple[CostModel, Searcher]:
-    """Return the cost model and the method at its beginning."""
+    """Return the cost model and the method at its beginning.
+
+    Raises:
+        UserError: The method has no ``Searcher``: it trains children outside of one run.
+    """
+    if not hasattr(module, "Searcher"):
+        raise UserError(
+            "method",
+            config.method,
+            allowed="a method that searches inside one training run",
+            hint=f"This one is used from Python: see docs/systems/{module.SYSTEM['slug']}.md.",
+        )
     budget = None if config.budget is None else Budget.parse(config.budget)
     family = family_of(config, task)
     costs = CostModel(family, budget, journal)
