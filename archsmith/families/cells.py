@@ -82,7 +82,7 @@ class NasBench201Family:
         return self.space.validate(dict.fromkeys(EDGE_PATHS, "none") | {"edge/0-3": "skip_connect"})
 
     def build(self, architecture: Mapping[str, Any], *, seed: int | None = None) -> NasBench201Network:
-        """Return the network of a cell with torch's own initialisation, as the benchmark used.
+        """Return the network of a cell with torch's own initialisation.
 
         Args:
             architecture: Operation by path, all six edges present.
@@ -137,11 +137,9 @@ class NasBench201Family:
         channels, height, width = self.image
         macs = params = 0
         for stage in range(3):
-            wide, before, area = (
-                self.channels * 2**stage,
-                self.channels * 2**stage // 2,
-                (height * width) >> (2 * stage),
-            )
+            wide = self.channels * 2**stage
+            before = wide // 2
+            area = height * width // 4**stage
             if stage:
                 weights = 9 * before * wide + 9 * wide * wide + before * wide
                 norms = 4 * wide

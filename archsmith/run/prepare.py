@@ -35,8 +35,16 @@ def prepare(
     """Return the cost model and the method at its beginning.
 
     Raises:
-        UserError: Something in the configuration is wrong, or the method computes in the plain way alone.
+        UserError: Something in the configuration is wrong, the method computes in the plain way alone, or it has no
+            ``Searcher``: it trains children outside of one run.
     """
+    if not hasattr(module, "Searcher"):
+        raise UserError(
+            "method",
+            config.method,
+            allowed="a method that searches inside one training run",
+            hint=f"This one is used from Python: see docs/systems/{module.SYSTEM['slug']}.md.",
+        )
     budget = None if config.budget is None else Budget.parse(config.budget)
     family = family_of(config, task)
     costs = CostModel(family, budget, journal)

@@ -103,8 +103,8 @@ def work_on_study(
 
     with ExitStack() as stack:
         replica = _Replica(strategy, ledger, store)
-        store.open(study_header(strategy, order=order, batch=batch, settings=settings or {}))
         stack.callback(store.close)
+        store.open(study_header(strategy, order=order, batch=batch, settings=settings or {}))
         if executor is None and not isolate:
             executor = stack.enter_context(ThreadPoolExecutor(workers))
         backend = backend_for(executor, evaluator, workers, weights, limits, start_method, isolate=isolate)

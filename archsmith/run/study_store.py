@@ -16,8 +16,6 @@ from archsmith.space import Result, Trial
 STUDY_EVENTS = ("asked", "leased", "result", "told", "lost", "state")
 """Kinds of the journal entries that a study writes between its start and its end."""
 
-_UNWRITTEN_SECONDS = 0.05
-
 
 class StudyStore(Record, Protocol):
     """A record that a study can be resumed from."""

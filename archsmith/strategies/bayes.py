@@ -106,10 +106,11 @@ class _Optuna(Strategy):
         optuna = _optuna()
         for attempt in range(self.walks):
             self._study.sampler = self._sampler(seed_of(self.seed, "sampler", self.asked + 1, attempt) >> 31)
-            suggested = self._study.ask()
-            recording = Recording(_Suggesting(self.space, suggested))
             try:
-                return self._asked(self.space.walk(recording))
+                with _quiet():
+                    suggested = self._study.ask()
+                    recording = Recording(_Suggesting(self.space, suggested))
+                    return self._asked(self.space.walk(recording))
             except DeadEnd:
                 self._study.tell(suggested.number, state=optuna.trial.TrialState.FAIL)
                 self.records.append(_Record(None, None))
@@ -386,10 +387,10 @@ def _optuna() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Optuna from logging that a study was created."""
+    """Keep Optuna from logging that a study was created, or that a space is nearly through."""
     logger = logging.getLogger("optuna")
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -6,7 +6,8 @@ largest ratio good : rest is asked next. A share of all starts stays random.
 
 What differs: densities are over decisions instead of vectors (``archsmith.strategies.density``), so that conditional
 and repeated decisions need no imputation; failures count as the worst. NAS-Bench-201 uses eta 3, 4 samples, random
-fraction 0 and bandwidth factor 3.
+fraction 0 and bandwidth factor 3. On its table the smallest bandwidth of unordered decisions matters most: without one
+the good architectures soon agree, and the model asks for them again and again.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Bohb(Halving):
         random_fraction: Share of starts that stay random, in [0, 1]. Paper: 1/3; NAS-Bench-201: 0.
         bandwidth_factor: By which the bandwidths of ordered and real decisions are widened for sampling.
         good_fraction: Share of the results that counts as good.
-        min_bandwidth: Smallest bandwidth.
+        min_bandwidth: Smallest bandwidth of ordered and real decisions, on a scale of [0, 1].
+        min_redraw: Smallest bandwidth of unordered decisions: the probability that one is drawn anew, in [0, 1].
 
     Memory grows with the search: the model needs every result.
 
@@ -74,6 +76,7 @@ class Bohb(Halving):
         bandwidth_factor: float = 3.0,
         good_fraction: float = 0.15,
         min_bandwidth: float = 1e-3,
+        min_redraw: float = 0.3,
     ) -> None:
         super().__init__(
             space, fidelities=fidelities, objectives=objectives, seed=seed, eta=eta, open_brackets=open_brackets
@@ -82,6 +85,8 @@ class Bohb(Halving):
             raise UserError("samples", samples, allowed="an integer from 1")
         if not 0 <= random_fraction <= 1:
             raise UserError("random_fraction", random_fraction, allowed="a number in [0, 1]")
+        if not 0 <= min_redraw <= 1:
+            raise UserError("min_redraw", min_redraw, allowed="a number in [0, 1]")
         if not 0 < good_fraction < 1:
             raise UserError("good_fraction", good_fraction, allowed="a number in (0, 1)")
         for name, given in (("bandwidth_factor", bandwidth_factor), ("min_bandwidth", min_bandwidth)):
@@ -90,7 +95,7 @@ class Bohb(Halving):
         self.rounds = checked_rounds(rounds)
         self.samples, self.random_fraction = samples, random_fraction
         self.bandwidth_factor, self.min_bandwidth = bandwidth_factor, min_bandwidth
-        self.good_fraction = good_fraction
+        self.good_fraction, self.min_redraw = good_fraction, min_redraw
         self.results: list[list[tuple[float, Architecture]]] = [[] for _ in self.fidelities]
         self._placed: list[list[dict[str, Coordinate]]] = [[] for _ in self.fidelities]
         self._model: tuple[DecisionDensity, DecisionDensity] | None = None  # of the results so far
@@ -127,7 +132,13 @@ class Bohb(Halving):
 
     def _density(self, placed: Sequence[Mapping[str, Coordinate]], which: Sequence[int]) -> DecisionDensity:
         chosen = [placed[i] for i in which]
-        return DecisionDensity(self.space, chosen, factor=self.bandwidth_factor, least=self.min_bandwidth)
+        return DecisionDensity(
+            self.space,
+            chosen,
+            factor=self.bandwidth_factor,
+            least=self.min_bandwidth,
+            least_unordered=self.min_redraw,
+        )
 
     def _learn(self, trial: Trial, result: Result) -> None:
         super()._learn(trial, result)

@@ -90,11 +90,18 @@ class DecisionDensity:
         observed: Their coordinates (``coordinates``), at least one.
         factor: By which ``sample`` widens the kernels of ordered decisions, to explore. Unordered kernels have finite
             width: a few times as much would be a uniform draw.
-        least: Smallest bandwidth.
+        least: Smallest bandwidth of ordered and real decisions.
+        least_unordered: Smallest bandwidth of unordered decisions.
     """
 
     def __init__(
-        self, space: Space, observed: Sequence[Mapping[str, Coordinate]], *, factor: float = 1.0, least: float = 1e-3
+        self,
+        space: Space,
+        observed: Sequence[Mapping[str, Coordinate]],
+        *,
+        factor: float = 1.0,
+        least: float = 1e-3,
+        least_unordered: float = 1e-3,
     ) -> None:
         self.space = space
         self.observed = observed
@@ -106,9 +113,9 @@ class DecisionDensity:
                 columns.setdefault(path, [math.nan] * len(observed))[row] = coordinate.position
                 self.kinds[path] = coordinate
         self.columns = {path: np.array(column) for path, column in columns.items()}
-        self.bandwidths = {path: self._bandwidth(path, least) for path in columns}
+        self.bandwidths = {path: self._bandwidth(path, least, least_unordered) for path in columns}
 
-    def _bandwidth(self, path: str, least: float) -> float:
+    def _bandwidth(self, path: str, least: float, least_unordered: float) -> float:
         column = self.columns[path]
         present = column[~np.isnan(column)]
         kind = self.kinds[path]
@@ -117,8 +124,10 @@ class DecisionDensity:
         else:
             shares = np.unique(present, return_counts=True)[1] / len(present)
             spread = math.sqrt(max(0.0, 1.0 - float((shares**2).sum())))
-        width = max(least, 1.06 * spread * len(present) ** (-1.0 / (4 + len(self.columns))))
-        return width if kind.ordered else min(width**2, 1.0 - 1.0 / kind.count)
+        width = 1.06 * spread * len(present) ** (-1.0 / (4 + len(self.columns)))
+        if kind.ordered:
+            return max(least, width)
+        return min(max(least_unordered, width**2), 1.0 - 1.0 / kind.count)
 
     def log_densities(self, points: Sequence[Mapping[str, Coordinate]]) -> np.ndarray:
         """Return the logarithm of the density at architectures given by their coordinates, float64 of shape (P,)."""

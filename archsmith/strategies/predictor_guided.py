@@ -2,15 +2,16 @@
 
 Source: White, Neiswanger and Savani 2021, "BANANAS", arXiv 1910.11858 - a predictor with uncertainty on an encoding of
 the cell, an acquisition function, candidates by mutation of the best - as one frame with exchangeable parts.
-``bananas`` returns the paper's setting. The default differs: an exact Gaussian process in place of five networks, and
-expected improvement on the logarithm of the regret; a space of up to ``whole`` architectures is scored whole, so that
-no candidate is missed.
+``bananas`` returns a search after the paper. The default differs: an exact Gaussian process in place of five networks,
+and expected improvement on the logarithm of the regret; a space of up to ``whole`` architectures is scored whole, so
+that no candidate is missed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,10 @@ STRATEGIES = (
         "extra": None,
     },
 )
+
+
+REWRITTEN = 10_000
+"""Known networks, written in a new way, that a random sample may hit in a row before the search waits."""
 
 
 class PredictorGuided(Strategy):
@@ -62,7 +67,8 @@ class PredictorGuided(Strategy):
         candidates: Candidates of a proposal where the space is larger than ``whole``, from 2.
         parents: How many of the best are mutated, from 1.
         whole: Largest size of a space that is scored whole.
-        pool: Candidates listed beforehand: searches over one space may share them, and a table may list what it has.
+        pool: Candidates listed beforehand, with their features: searches over one space may share them, and a table may
+            list what it has. ``features`` is then not asked.
         objectives: One objective.
         seed: Seed of all draws.
 
@@ -121,44 +127,52 @@ class PredictorGuided(Strategy):
         self._fitted = (0, 0)  # results and trials at the last fit
         self._posterior: PoolPosterior | None = None
         self._prediction: tuple[np.ndarray, np.ndarray] | None = None
+        self._exhausted = False
 
     @property
     def done(self) -> bool:
-        """Whether every network of the space, as far as it is listed, has been asked for."""
-        return self._pool is not None and len(self._asked) >= len(self._pool)
+        """Whether every network of the space has been asked for, as far as that is known."""
+        return self._exhausted or (self._pool is not None and len(self._asked) >= len(self._pool))
 
     # ------------------------------------------------------------------------------------------------- proposing
 
     def _propose(self) -> Proposal | None:
-        if self._pool is None and self.space.size <= self.whole:
-            self._pool = CandidatePool(self.space.enumerate(), self.features)
+        self._list_pool()
         if self.done:
             return None
         if len(self._asked) < self.initial or len(self._losses) < 2:
             chosen = self._random()
-            return None if chosen is None else self._proposal(chosen)
-        self._learn_model()
-        chosen = self._best_of_pool() if self._pool is not None else self._best_of_drawn()
-        return None if chosen is None else self._proposal(chosen)
+        else:
+            self._learn_model()
+            chosen = self._best_of_pool() if self._pool is not None else self._best_of_drawn()
+        if chosen is None:
+            return None
+        self._remember(chosen)
+        return Proposal(chosen)
 
-    def _proposal(self, architecture: Architecture) -> Proposal:
-        self._remember(architecture)
-        return Proposal(architecture)
+    def _list_pool(self) -> None:
+        if self._pool is None and self.space.size <= self.whole:
+            self._pool = CandidatePool(self.space.enumerate(), self.features)
 
     def _remember(self, architecture: Architecture) -> None:
+        place = None if self._pool is None else self._pool.place(architecture)
         self._asked.append(architecture)
         self._digests.add(architecture.network_digest)
         self._exact.add(architecture.digest)
-        self._rows.append(feature_rows(self.features, [architecture])[0])
+        if place is None or self._pool is None:
+            self._rows.append(feature_rows(self.features, [architecture])[0])
+        else:
+            self._rows.append(self._pool.features_MD[place])
 
     def _random(self) -> Architecture | None:
         if self._pool is None:
-            for _ in range(100):
+            for _ in range(REWRITTEN):
                 found = unseen_sample(self.space, self.rng, self._exact)
                 if found is None or found.network_digest not in self._digests:
-                    break
+                    self._exhausted = found is None
+                    return found
                 self._exact.add(found.digest)  # the same network written otherwise
-            return found
+            return None
         left = np.flatnonzero(self._open())
         return self._pool.architectures[int(left[int(self.rng.integers(len(left)))])]
 
@@ -210,10 +224,11 @@ class PredictorGuided(Strategy):
 
         best = sorted(self._losses, key=lambda at: (not math.isfinite(self._losses[at]), self._losses[at]))
         for number in range(self.candidates // 2):
-            child = self.space.mutate(self._asked[best[number % min(self.parents, len(best))]], self.rng)
-            if self.rng.random() < 0.5:
-                child = self.space.mutate(child, self.rng)
-            add(child)
+            with suppress(UserError):  # an architecture without any valid neighbour
+                child = self.space.mutate(self._asked[best[number % min(self.parents, len(best))]], self.rng)
+                if self.rng.random() < 0.5:
+                    child = self.space.mutate(child, self.rng)
+                add(child)
         for _ in range(self.candidates - self.candidates // 2):
             add(self.space.sample(self.rng))
         return list(drawn.values())
@@ -267,6 +282,8 @@ class PredictorGuided(Strategy):
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
+        if state["asked"]:
+            self._list_pool()
         self._asked, self._digests, self._rows = [], set(), []
         for data in state["asked"]:
             self._remember(self._architecture(data))
@@ -276,22 +293,21 @@ class PredictorGuided(Strategy):
         self._posterior = self._prediction = None
         results, trials = (int(number) for number in state["fitted"])
         if results:
-            if self._pool is None and self.space.size <= self.whole:
-                self._pool = CandidatePool(self.space.enumerate(), self.features)
             self._fit(results, trials)
 
 
 def bananas(space: Space, **settings: Any) -> PredictorGuided:
-    """Return the setting of the paper: five networks, independent Thompson sampling, mutations of the best.
+    """Return a search after the paper: five networks, independent Thompson sampling, mutations of the best.
 
     Args:
         space: Any space; give ``features=path_encoding`` (``archsmith.families.cell_features``) on NAS-Bench-201.
         settings: Others of ``PredictorGuided``, or these anew.
 
-    The paper's networks have ten layers of 20 units, trained on the mean absolute percentage error; these have the
-    layers and minimise the squared error of the scaled accuracy. The predictor learns anew after every tenth of growth.
+    As in the paper: ten random trials, networks of ten layers of 20 units, accuracies as they are. Different: the
+    networks minimise the squared error (the paper's a percentage error), learn anew after every tenth of growth instead
+    of every ten trials, and half of the candidates are random.
     """
-    own: dict[str, Any] = {"predictor": _deep_ensemble, "acquisition": "thompson", "whole": 0}
+    own: dict[str, Any] = {"predictor": _deep_ensemble, "acquisition": "thompson", "scaling": "none", "whole": 0}
     return PredictorGuided(space, **(own | settings))
 
 

@@ -96,9 +96,10 @@ class Workers:
         """Return the value that the main process has; what others give is ignored."""
         if self._fabric is None:
             return value
-        packed = pickle.dumps(value if self.main else None)  # before the others wait for it
+        if self.main:
+            pickle.dumps(value)  # what cannot be sent has to fail before the others wait for it
         self._meet("a message")
-        return cast(T, pickle.loads(self._broadcast(packed, 0)))  # noqa: S301
+        return self._broadcast(value, 0)
 
     def from_main(self, make: Callable[[], T]) -> T:
         """Return ``make()`` of the main process; elsewhere ``make`` is not called."""

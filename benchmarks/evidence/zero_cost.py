@@ -76,8 +76,8 @@ def parsed() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("ARCHSMITH_DATA"), help="folder of the real data")
-    parser.add_argument("--cells", type=int, default=150, help="cells scored at N = 1")
-    parser.add_argument("--deep-cells", type=int, default=80, help="cells scored at N = 5")
+    parser.add_argument("--cells", type=int, default=100, help="cells scored at N = 1")
+    parser.add_argument("--deep-cells", type=int, default=60, help="cells scored at N = 5")
     parser.add_argument("--images", type=int, default=32, help="images of the batch")
     parser.add_argument("--ntk-images", type=int, default=16, help="of them for the tangent kernel")
     parser.add_argument("--zen-repeats", type=int, default=4, help="draws of the Zen score")

@@ -70,6 +70,8 @@ class TestBisectedTreeSearch(TestTreeSearch):
 
 
 class TestPredictorGuided(StrategyContract):
+    spaces = ("small", "deep", "recipe", "chain")  # "flat" is searched below, and takes no other way than "deep"
+    rounds = (1, 3, 2, 1, 4, 1, 2, 3)
     evaluations = 60
     seeds = 4
 

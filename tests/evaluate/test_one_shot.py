@@ -119,13 +119,17 @@ def test_what_normalisations_do():
     norm.running_mean.copy_(torch.tensor([5.0, 0.0]))
     logits = torch.tensor([[4.0, 0.0], [6.0, 0.0]]).view(2, 2, 1, 1)
     batches = [(logits, torch.tensor([1, 0]))]
-    # around its own mean, 5, the first logit is -1 and 1; around the running mean too; around a calibrated 0, 4 and 6
-    calibration = [torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).view(2, 2, 1, 1)] * 2
-    assert validation_metrics(network, batches, norm="batch")["valid_accuracy"] == 1.0
-    assert validation_metrics(network, batches, norm="running")["valid_accuracy"] == 1.0
-    recalibrated = validation_metrics(network, batches, norm="recalibrated", calibration=calibration)
-    assert recalibrated["valid_accuracy"] == 0.5
-    assert norm.running_mean.tolist() == [5.0, 0.0]
+    norm.num_batches_tracked.fill_(100)
+    assert validation_metrics(network, batches, norm="batch")["valid_accuracy"] == 1.0  # -1 and 1, around their mean
+    assert validation_metrics(network, batches, norm="running")["valid_accuracy"] == 1.0  # around 5 too
+    # Calibrated on {-1, 1} and {3, 5}: mean 2 and variance 2, the plain averages of both batches.
+    pair = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+    calibration = [(pair + torch.tensor([shift, 0.0])).view(2, 2, 1, 1) for shift in (0.0, 4.0)]
+    found = validation_metrics(network, batches, norm="recalibrated", calibration=calibration)
+    margins = [(4 - 2) / math.sqrt(2), -(6 - 2) / math.sqrt(2)]
+    assert found["valid_loss"] == pytest.approx(sum(math.log(1 + math.exp(m)) for m in margins) / 2, rel=1e-4)
+    assert found["valid_accuracy"] == 0.5
+    assert (norm.running_mean.tolist(), int(norm.num_batches_tracked)) == ([5.0, 0.0], 100)
 
 
 def test_a_path_that_fails_is_a_failed_result(trained):

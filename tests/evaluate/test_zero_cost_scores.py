@@ -388,7 +388,7 @@ def test_every_score_states_where_it_comes_from():
         assert score.name == name == score.function.__name__
         assert score.arxiv in (score.function.__doc__ or "")
         assert bool(score.arxiv) == (name not in ("params", "macs"))
-        assert score.higher_is_better == (name != "ntk_condition")
+        assert score.higher_is_better == (name not in ("ntk_condition", "grasp"))
 
 
 def test_a_batch_has_one_label_for_each_image():

@@ -97,7 +97,7 @@ def test_the_imagenet_stem_reduces_three_times():
     assert shapes == [[(96, 31, 31), None], [(8, 16, 16), (96, 31, 31)], [(16, 8, 8), (8, 16, 16)]]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "settings",
     [{}, {"skip_reduction_input": True, "filters": 5}, {"stem": "imagenet", "image": (3, 33, 40), "filters": 6}],

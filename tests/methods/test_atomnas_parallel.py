@@ -81,7 +81,7 @@ def test_the_first_process_decides_what_is_cut(monkeypatch):
     alive = atomnas.alive
 
     def work(workers):
-        searcher = search(Compute(workers=workers), family=tiny_family(), epochs=2, threshold=0.7)
+        searcher = search(Compute(workers=workers), family=tiny_family(), epochs=2, rho=0.5, threshold=0.7)
         if not workers.main:
             monkeypatch.setattr(
                 atomnas,
@@ -98,7 +98,7 @@ def test_the_first_process_decides_what_is_cut(monkeypatch):
 
 def test_masks_that_differ_stop_the_run(monkeypatch):
     def work(workers):
-        searcher = search(Compute(workers=workers), family=tiny_family(), epochs=2, threshold=0.7)
+        searcher = search(Compute(workers=workers), family=tiny_family(), epochs=2, rho=0.5, threshold=0.7)
         if not workers.main:
             share = Workers.share
 

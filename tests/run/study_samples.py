@@ -140,8 +140,9 @@ class Generations(Strategy):
         self.rounds = rounds
 
     def _propose(self) -> Proposal | None:
+        architecture = self.space.sample(self.rng)  # drawn also when nothing comes of it: an ask too many shows
         full = self.asked % 3 == 0 and self.pending
-        return None if full or self.asked >= 3 * self.rounds else Proposal(self.space.sample(self.rng))
+        return None if full or self.asked >= 3 * self.rounds else Proposal(architecture)
 
     @property
     def done(self) -> bool:

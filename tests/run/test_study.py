@@ -216,20 +216,25 @@ def test_a_study_stops_on_request_and_goes_on_as_if_it_had_not(tmp_path: Path) -
     assert json.loads((tmp_path / "s" / "result.json").read_text())["told"] == 25
 
 
-def test_resuming_after_every_possible_end_of_the_journal_gives_the_same_study(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "snapshot_seconds"), [(Climber, 0.0), (Climber, 1e9), (lambda: Generations(3), 1e9)]
+)
+def test_resuming_after_every_possible_end_of_the_journal_gives_the_same_study(
+    tmp_path: Path, strategy: Any, snapshot_seconds: float
+) -> None:
     """A kill leaves a prefix of the journal's lines; each of them must lead to the same end."""
 
     def study(path: Path) -> Any:
         store = JournalStore(path)
         return run_study(
-            Climber(), Quick(), budget=8, store=store, batch=3, cache=True, snapshot_seconds=0.0,
+            strategy(), Quick(), budget=7, store=store, batch=4, cache=True, snapshot_seconds=snapshot_seconds,
             feasible=lambda a: Result.infeasible("too wide") if a["width"] == 32 else None,
         )  # fmt: skip
 
     study(tmp_path / "whole")
     lines = (tmp_path / "whole" / "journal.jsonl").read_text().splitlines(keepends=True)
     kinds = {json.loads(line)["kind"] for line in lines}
-    assert kinds == {"run_started", "asked", "leased", "result", "told", "state", "finished"}
+    assert kinds >= {"run_started", "asked", "leased", "result", "told", "finished"}
     wanted = stored(tmp_path / "whole")
     for kept in range(1, len(lines)):
         path = tmp_path / f"cut{kept}"
@@ -265,14 +270,14 @@ def test_memory_does_not_grow_where_nothing_is_kept(tmp_path: Path) -> None:
         marks: list[int] = []
 
         def note(trial: Trial, result: Result, marks: list[int] = marks) -> None:
-            if trial.id % 300 == 0:
+            if trial.id % 150 == 0:
                 gc.collect()
                 marks.append(tracemalloc.get_traced_memory()[0])
 
         tracemalloc.start()
-        run_study(RandomSearch(SPACE), Quick(), budget=1200, store=store, on_result=note)
+        run_study(RandomSearch(SPACE), Quick(), budget=600, store=store, on_result=note)
         tracemalloc.stop()
-        assert marks[3] - marks[0] < 900 * 40  # bytes; one kept result is more than 500
+        assert marks[3] - marks[0] < 450 * 150  # bytes; a kept result is more than 500, entries not yet written vary
 
 
 def test_a_snapshot_spares_the_resumed_study_the_asking(tmp_path: Path) -> None:

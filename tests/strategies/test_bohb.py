@@ -58,6 +58,16 @@ def test_unordered_kernels_have_the_bandwidth_of_the_formula() -> None:
     assert np.exp(density.log_densities([a, c])) == pytest.approx([0.75 * (1 - width) + width / 4, width / 4])
 
 
+def test_unordered_decisions_go_on_being_redrawn_when_all_good_ones_agree() -> None:
+    space = ProductSpace("toy", {"op": Categorical(["a", "b", "c", "d"])})
+    observed = [coordinates(space, space.validate({"op": "a"}))] * 9
+    density = DecisionDensity(space, observed, least_unordered=0.3)
+    rng = np.random.default_rng(0)
+    n = 4_000
+    others = sum(density.sample(rng)[0]["op"] != "a" for _ in range(n))
+    assert abs(others - n * 0.3 * 3 / 4) < 4 * np.sqrt(n * 0.225 * 0.775)
+
+
 def test_samples_follow_the_density() -> None:
     space = ProductSpace("toy", {"op": Categorical(["a", "b", "c"]), "width": Count(1, 5)})
     observed = [coordinates(space, space.validate(a)) for a in ({"op": "a", "width": 1}, {"op": "b", "width": 4})]
@@ -88,6 +98,7 @@ def test_bad_settings_are_named() -> None:
     for settings, text in (
         ({"samples": 0}, "samples: got 0"),
         ({"random_fraction": 1.5}, "random_fraction: got 1.5"),
+        ({"min_redraw": 1.5}, "min_redraw: got 1.5"),
         ({"good_fraction": 0.0}, "good_fraction: got 0.0"),
         ({"bandwidth_factor": 0.0}, "bandwidth_factor: got 0.0"),
     ):

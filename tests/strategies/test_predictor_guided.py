@@ -95,8 +95,7 @@ def test_a_finite_space_ends_and_equal_networks_are_asked_once():
         strategy = PredictorGuided(space, initial=5, whole=whole, candidates=20)
         asked = run(strategy, 40)
         assert len({trial.architecture.network_digest for trial in asked}) == len(asked) == 35
-        if whole:
-            assert strategy.done and strategy.ask() == []
+        assert strategy.done and strategy.ask() == []
 
 
 def test_a_batch_spreads_out():
@@ -124,7 +123,7 @@ def test_failures_keep_the_search_away():
 def test_a_shared_pool_limits_the_search():
     listed = [a for a in grid_space().enumerate() if a["a"] in (1, 2)]
     pool = CandidatePool(listed, by_value)
-    asked = [run(PredictorGuided(grid_space(), features=by_value, pool=pool, initial=4, seed=s), 60) for s in (0, 1)]
+    asked = [run(PredictorGuided(grid_space(), pool=pool, initial=4, seed=s), 60) for s in (0, 1)]
     assert all(len(each) == 50 and {t.architecture["a"] for t in each} == {1, 2} for each in asked)
     assert [t.architecture for t in asked[0]] != [t.architecture for t in asked[1]]
 
@@ -153,9 +152,9 @@ def test_default_features_are_one_hot_and_hashed_where_they_must():
     assert rows[0].shape == (256,) and np.abs(rows[0] - rows[1]).sum() == pytest.approx(0.5)
 
 
-def test_bananas_is_the_paper_s_setting():
+def test_bananas_is_near_the_paper():
     strategy = bananas(grid_space(), seed=1, candidates=20, features=by_value)
-    assert strategy.acquisition == "thompson" and strategy.whole == 0
+    assert (strategy.acquisition, strategy.scaling, strategy.whole) == ("thompson", "none", 0)
     assert strategy.predictor.members == 5 and strategy.predictor.make(0).hidden == (20,) * 10
     assert len(run(strategy, 11)) == 11
 

@@ -10,7 +10,6 @@ its gradients are the same afterwards, and torch's global random state is not us
 - Kernel (``kernel.py``): ``ntk_condition``
 """
 
-from archsmith.evaluate.zero_cost import kernel, regions, saliency, sensitivity, size  # the rooms of SCORES
 from archsmith.evaluate.zero_cost.base import SCORES, Batch, Needs, Score
 from archsmith.evaluate.zero_cost.evaluator import BuildingFamily, ZeroCostEvaluator
 from archsmith.evaluate.zero_cost.kernel import ntk_condition
@@ -30,7 +29,6 @@ __all__ = [
     "grad_norm",
     "grasp",
     "jacov",
-    "kernel",
     "logsynflow",
     "macs",
     "naswot",
@@ -38,10 +36,6 @@ __all__ = [
     "ntk_condition",
     "params",
     "region_count",
-    "regions",
-    "saliency",
-    "sensitivity",
-    "size",
     "snip",
     "synflow",
     "zen",

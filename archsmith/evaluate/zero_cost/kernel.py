@@ -18,7 +18,7 @@ def ntk_condition(network: nn.Module, batch: Batch, generator: torch.Generator) 
 
     Networks with a small one are easier to train. Infinite when the smallest eigenvalue is not positive in float64.
 
-    Source: Chen et al. 2021 (TE-NAS), arXiv 2102.11535, Sec. 3.1.
+    Source: Chen et al. 2021 (TE-NAS), arXiv 2102.11535.
     """
     eigenvalues = torch.linalg.eigvalsh(tangent_kernel(network, batch.images))
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])

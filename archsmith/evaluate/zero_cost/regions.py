@@ -22,7 +22,7 @@ def naswot(network: nn.Module, batch: Batch, generator: torch.Generator) -> floa
     Minus infinity when two images have one pattern, as when the output does not depend on the input. Counted are
     ``nn.ReLU`` modules.
 
-    Source: Mellor et al. 2021, arXiv 2006.04647, Eq. 2.
+    Source: Mellor et al. 2021, arXiv 2006.04647.
 
     Raises:
         UserError: The network has no ``nn.ReLU``.
@@ -53,7 +53,7 @@ def region_count(network: nn.Module, batch: Batch, generator: torch.Generator) -
     It says something only where images share regions: few ReLUs, small images, large batches. At the width and
     resolution of a benchmark every image of a batch has a region of its own.
 
-    Source: Chen et al. 2021 (TE-NAS), arXiv 2102.11535, Sec. 3.2.
+    Source: Chen et al. 2021 (TE-NAS), arXiv 2102.11535.
 
     Raises:
         UserError: The network has no ``nn.ReLU``.

@@ -20,7 +20,7 @@ def synflow(network: nn.Module, batch: Batch, generator: torch.Generator) -> flo
     Normalisations are bypassed, and everything is computed in float64: values of 1e60 are usual. In a network without
     biases, whose weights then only multiply, every layer contributes R.
 
-    Source: Tanaka et al. 2020, arXiv 2006.05467, Eq. 2 and Algorithm 1.
+    Source: Tanaka et al. 2020, arXiv 2006.05467.
     """
     weights, gradients = _synaptic_gradients(network, batch)
     return sum(float((w * g).abs().sum()) for w, g in zip(weights, gradients, strict=True))
@@ -40,7 +40,7 @@ def logsynflow(network: nn.Module, batch: Batch, generator: torch.Generator) -> 
 def snip(network: nn.Module, batch: Batch, generator: torch.Generator) -> float:
     """Return ``sum |theta * dL/dtheta|``, L the mean cross-entropy of the batch, normalised by batch statistics.
 
-    Source: Lee et al. 2019 (SNIP), arXiv 1810.02340, Eq. 6 without its normalisation to one.
+    Source: Lee et al. 2019 (SNIP), arXiv 1810.02340, without its normalisation to one.
     """
     with fixed(network, norm="batch") as view:
         weights = list(view.weights().values())
@@ -48,13 +48,14 @@ def snip(network: nn.Module, batch: Batch, generator: torch.Generator) -> float:
     return sum(float((w.detach() * g).abs().sum()) for w, g in zip(weights, gradients, strict=True))
 
 
-@zero_cost_score(needs="labels", arxiv="2002.07376")
+@zero_cost_score(needs="labels", arxiv="2002.07376", higher_is_better=False)
 def grasp(network: nn.Module, batch: Batch, generator: torch.Generator) -> float:
     """Return ``sum -theta * (H g)``, g and H the gradient and Hessian of the mean cross-entropy; batch statistics.
 
-    The published pruning score, at temperature 1; positive where removing weights reduces the flow of gradients.
+    The published pruning score, at temperature 1: what removing the weights would change of ``|g|^2 / 2``, to first
+    order. It is negative where that reduces the flow of gradients, so the lower it is the more the weights matter.
 
-    Source: Wang et al. 2020 (GraSP), arXiv 2002.07376, Eq. 8.
+    Source: Wang et al. 2020 (GraSP), arXiv 2002.07376.
     """
     with fixed(network, norm="batch") as view:
         weights = list(view.weights().values())
@@ -72,7 +73,7 @@ def fisher(network: nn.Module, batch: Batch, generator: torch.Generator) -> floa
     ``a`` is a channel's output for example n, ``g`` the gradient of that example's cross-entropy by it (of the batch's
     summed loss, where batch statistics couple examples): the empirical Fisher information of a mask on the channel.
 
-    Source: Theis et al. 2018, arXiv 1801.05787, Eq. 7, and Turner et al. 2020 (BlockSwap), arXiv 1906.04113.
+    Source: Theis et al. 2018, arXiv 1801.05787, and Turner et al. 2020 (BlockSwap), arXiv 1906.04113.
     """
     outputs: list[Tensor] = []
     with (
@@ -92,7 +93,7 @@ def fisher(network: nn.Module, batch: Batch, generator: torch.Generator) -> floa
 def grad_norm(network: nn.Module, batch: Batch, generator: torch.Generator) -> float:
     """Return the sum over layers of the Euclidean norm of the weight's gradient; mean cross-entropy, batch statistics.
 
-    Source: Abdelfattah et al. 2021, arXiv 2101.08134, Sec. 3.2.
+    Source: Abdelfattah et al. 2021, arXiv 2101.08134.
     """
     with fixed(network, norm="batch") as view:
         gradients = torch.autograd.grad(_loss(view, batch), list(view.weights().values()))

@@ -29,7 +29,7 @@ def jacov(network: nn.Module, batch: Batch, generator: torch.Generator) -> float
     Row i of the Jacobian is the gradient of the summed logits by image i, under batch statistics. The score is highest
     when the rows are uncorrelated; minus infinity when a row is constant (an output that ignores its input).
 
-    Source: Mellor et al. 2020, arXiv 2006.04647, version 1, Sec. 4.
+    Source: Mellor et al. 2020, arXiv 2006.04647, version 1.
     """
     images = batch.images.detach().clone().requires_grad_()
     with fixed(network, norm="batch") as view:
@@ -57,7 +57,7 @@ def zen(network: nn.Module, batch: Batch, generator: torch.Generator) -> float:
 
     Minus infinity when the feature map ignores the input.
 
-    Source: Lin et al. 2021 (Zen-NAS), arXiv 2102.01063, Algorithm 1.
+    Source: Lin et al. 2021 (Zen-NAS), arXiv 2102.01063.
     """
     return zen_score(network, batch.images, generator, repeats=ZEN_REPEATS)
 
