@@ -267,14 +267,15 @@ def bench(
     )
     from archsmith.run.bench_report import BENCH_COLUMNS, bench_rows
 
+    short = (0, 1, 2, 4, 6, 7)  # what fits a terminal; the report has all
     console = Console()
     for arena in result["arenas"]:
         title = f"{arena['arena']}: best of the table {arena['best_of_table']:.2f}, judged by {arena['judged']}"
         table = Table(title=title, title_justify="left")
-        for column in BENCH_COLUMNS:
-            table.add_column(column, overflow="fold", justify="left" if column == "strategy" else "right")
+        for number in short:
+            table.add_column(BENCH_COLUMNS[number], overflow="fold", justify="right" if number else "left")
         for row in bench_rows(arena):
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*(escape(row[number]) for number in short))
         console.print(table)
     console.print(f"report {out / 'report.html'}", soft_wrap=True)
 

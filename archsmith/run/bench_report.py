@@ -109,8 +109,8 @@ def _arena(index: int, arena: Mapping[str, Any], bench: Mapping[str, Any]) -> Ht
     note = (
         " This table has no validation figures: the searches see what they are judged by."
         if same
-        else f" The searches see {arena['seen'].replace('_', ' ')} and are judged by {arena['judged'].replace('_', ' ')}."
-    )
+        else f" The searches see {arena['seen']} and are judged by {arena['judged']}."
+    ).replace("_", " ")
     lead = f"Best of the whole table: {arena['best_of_table']:.2f}.{note}"
     return section(
         f"arena-{index}",
