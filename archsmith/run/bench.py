@@ -31,6 +31,9 @@ from archsmith.run.study_store import MemoryStore
 from archsmith.space import Objective, Result, Trial
 from archsmith.strategies import open_strategy, strategy_class
 
+SAMPLED = 100
+"""Randomly sampled architectures of an arena, at least; on a table they cost nothing."""
+
 RANDOM_SEARCH = "random"
 """Name of the contender that is always there."""
 
@@ -81,7 +84,7 @@ class BenchConfig(BaseModel):
     Attributes:
         contenders: Strategies; random search is added when it is missing.
         arenas: Tables and data sets.
-        seeds: Searches of each contender in each arena, seeds 0, 1, ...; also the number of sampled architectures.
+        seeds: Searches of each contender in each arena, seeds 0, 1, ...
         budget: Limits of one search (``StudyBudget``), by name.
         data: Folder of the tables.
         free_repeats: Whether a network that was evaluated before costs nothing again; such trials are counted beside.
@@ -312,7 +315,7 @@ def results(config: BenchConfig, cells: Sequence[Cell]) -> dict[str, Any]:
         metric, judge = metrics_of(table, arena)
         judged = np.asarray(table.values(judge, dataset=arena.dataset))
         best = float(np.nanmax(judged))
-        samples = _samples(table, judged, arena, config.seeds)
+        samples = _samples(table, judged, arena, max(config.seeds, SAMPLED))
         groups = {
             c.label: [x for x in cells if (x.contender, x.arena) == (c.label, arena.label)] for c in config.contenders
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -133,13 +134,16 @@ def compare(searched: Sequence[float], random: Sequence[float]) -> Comparison:
         lambda ours, theirs: 100 * (ours.mean(axis=-1) / theirs.mean(axis=-1) - 1), first, second
     )
     enough = min(len(first), len(second)) > 1 and max(np.ptp(first), np.ptp(second)) > 0
+    with warnings.catch_warnings():  # one of the groups may be constant, which the test can take
+        warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
+        welch = float(ttest_ind(first, second, equal_var=False).pvalue) if enough else math.nan
     return Comparison(
         searched=summarise(first),
         random=summarise(second),
         improvement=relative_improvement(first, second),
         low=low,
         high=high,
-        welch_p=float(ttest_ind(first, second, equal_var=False).pvalue) if enough else math.nan,
+        welch_p=welch,
         mannwhitney_p=float(mannwhitneyu(first, second, alternative="two-sided").pvalue),
     )
 

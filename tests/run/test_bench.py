@@ -74,12 +74,12 @@ def test_a_bench_finds_what_is_known_of_the_landscape(tmp_path: Path) -> None:
         "test_accuracy",
     )
     assert arena["best_of_table"] == 93.0
-    assert arena["random_architectures"]["n"] == 12
+    assert arena["random_architectures"]["n"] == 100
     rows = {row["contender"]: row for row in arena["contenders"]}
     assert set(rows) == {"random", "mcts", "regularized-evolution:population=8;tournament=4"}  # random search was added
     evolution = rows["regularized-evolution:population=8;tournament=4"]
     # E[sum] = 6, so the average random architecture has a test accuracy of 87; the best of 40 is far above it.
-    assert abs(arena["random_architectures"]["mean"] - 87) < 4 * math.sqrt(4 * 1.25 / 12)
+    assert abs(arena["random_architectures"]["mean"] - 87) < 4 * math.sqrt(4 * 1.25 / 100)
     assert evolution["mean"] > rows["random"]["mean"] + 0.5
     assert evolution["regret"] == pytest.approx(93 - evolution["mean"])
     assert evolution["against_random_search"]["n"] == 12
@@ -187,7 +187,7 @@ def test_the_report_says_everything_with_n_and_spread(tmp_path: Path) -> None:
     page = render_bench("runs/bench", result, plotly="")
     rows = bench_rows(result["arenas"][0])
     assert len(rows) == 4 and rows[-1][0] == "average random architecture"
-    assert all(re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", row[2]) and int(row[1]) == 4 for row in rows)
+    assert all(re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", row[2]) and int(row[1]) in (4, 100) for row in rows)
     for cell in rows[0][:5]:
         assert cell in page
     command = bench_command("runs/bench", result["bench"])
