@@ -219,11 +219,15 @@ def anytime_curves(arena: Mapping[str, Any]) -> Figure:
     """
     data: list[dict[str, Any]] = []
     values: list[float] = []
-    for number, row in enumerate(arena["contenders"]):
+    names = sorted(row["contender"] for row in arena["contenders"] if row["contender"] != "random")
+    for row in arena["contenders"]:  # the same strategy has the same colour in every arena
         points = [point for point in row["anytime"] if point[1] is not None]
         steps, means, lows, highs = ([point[i] for point in points] for i in range(4))
         values += [*lows[len(lows) // 4 :], *highs]
+        number = names.index(row["contender"]) if row["contender"] in names else 0
         colour, dash = f"var(--k{number % 5})", ("solid", "dash", "dot", "dashdot")[number // 5 % 4]
+        if row["contender"] == "random":
+            colour, dash = "var(--ink)", "dash"
         band = {
             "type": "scatter",
             "mode": "lines",
