@@ -281,6 +281,56 @@ def bench(
 
 
 @app.command()
+def advise(
+    evaluations: Annotated[
+        int | None, typer.Option(help="Architectures you can train and evaluate one by one; none for a single run.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="What the data are: images, or anything else.")] = "images",
+    own_model: Annotated[
+        bool, typer.Option("--own-model", help="You have a model that should become smaller.")
+    ] = False,
+    objectives: Annotated[int, typer.Option(help="Number of things to improve at once.")] = 1,
+) -> None:
+    """Say what to use, from figures that were measured, with random search beside them."""
+    from archsmith.run.advise import advise as measured
+    from archsmith.run.advise import measured_where
+
+    console = Console(highlight=False)
+    if own_model:
+        console.print("Shrinking a model of your own has no command in this version, and nothing was measured for it.")
+        return
+    if evaluations is None:
+        if data != "images":
+            console.print(f"Nothing was measured for {escape(data)} in a single run. With --evaluations N there is.")
+            return
+        console.print(
+            "A single run on images: archsmith search --method atomnas --budget 'macs<=0.4x'.", soft_wrap=True
+        )
+        console.print(
+            "Measured (docs/systems/atomnas.md): on the digits it is no better than random networks of the same cost; "
+            "compare yours with --baselines 3.",
+            soft_wrap=True,
+        )
+        return
+    if objectives > 1:
+        console.print(
+            "Several objectives: strategy nsga2 (measured against random search in docs/guide/strategies.md)."
+        )
+        return
+    step, found = measured(evaluations)
+    arenas, command = measured_where()
+    table = Table(title=f"after {step} evaluations, {arenas}", title_justify="left")
+    for column in ("strategy", "regret (random architecture 1, best 0)", "ahead of random search", *found[0].figures):
+        table.add_column(column, overflow="fold", justify="right" if column != "strategy" else "left")
+    for row in found:
+        style = "bold" if row.strategy == "random" else None
+        figures = (f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in row.figures.values())
+        table.add_row(escape(row.strategy), f"{row.regret:.3f}", f"{row.ahead} of {row.arenas}", *figures, style=style)
+    console.print(table)
+    console.print(f"Use {found[0].strategy}. Other spaces may differ. From: {escape(command)}", soft_wrap=True)
+
+
+@app.command()
 def strategies(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the strategies."""
     from archsmith.strategies import strategy_table
