@@ -26,10 +26,14 @@ from archsmith.evaluate.tables import Table, TableEvaluator, open_table, table_c
 from archsmith.run.directory import Run
 from archsmith.run.ledger import StudyBudget
 from archsmith.run.statistics import compare, compare_paired, holm, summarise
+from archsmith.run.stop import StopRequest
 from archsmith.run.study import run_study
 from archsmith.run.study_store import MemoryStore
 from archsmith.space import Objective, Result, Trial
 from archsmith.strategies import open_strategy, strategy_class
+
+REPEATS = 20
+"""Free repetitions for each evaluation of the budget, on average, after which a search is given up: it has converged."""
 
 SAMPLED = 100
 """Randomly sampled architectures of an arena, at least; on a table they cost nothing."""
@@ -267,7 +271,10 @@ def run_cell(config: BenchConfig, contender: Contender, arena: Arena, seed: int)
     judged = table.values(judge, dataset=arena.dataset)
     settings = _settings(contender, table, arena)
     strategy = _Timed(open_strategy(contender.strategy, table.space, **settings, seed=seed))
-    watch = _Watch(Objective(metric), table, judged, full=_full(table, arena))
+    stop = StopRequest()
+    evaluations = config.budget.get("evaluations")
+    most = math.inf if evaluations is None else REPEATS * evaluations
+    watch = _Watch(Objective(metric), table, judged, full=_full(table, arena), most=most, stop=stop)
     outcome = run_study(
         strategy.inner,
         evaluator,
@@ -275,6 +282,7 @@ def run_cell(config: BenchConfig, contender: Contender, arena: Arena, seed: int)
         store=MemoryStore(keep=False),
         cache=config.free_repeats,
         on_result=watch,
+        stop=stop,
     )
     return Cell(
         contender=contender.label,
@@ -395,14 +403,27 @@ def _samples(table: Table, judged: np.ndarray, arena: Arena, count: int) -> list
 class _Watch:
     """Follows a study: what would it return now, and how good is that really?"""
 
-    def __init__(self, objective: Objective, table: Table, judged: np.ndarray, *, full: float | None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        table: Table,
+        judged: np.ndarray,
+        *,
+        full: float | None,
+        most: float,
+        stop: StopRequest,
+    ) -> None:
         self.objective, self.table, self.judged, self.full = objective, table, judged, full
+        self.trials, self.most, self.stop = 0, most, stop
         self.curve: list[tuple[int, float, float, float]] = []
         self.best = (-math.inf, -math.inf)
         self.evaluations, self.seconds = 0, 0.0
         self._seen: set[tuple[str, float | None]] = set()
 
     def __call__(self, trial: Trial, result: Result) -> None:
+        self.trials += 1
+        if self.trials - self.evaluations > self.most:
+            self.stop.request("it only repeats itself")
         key = (trial.architecture.network_digest, trial.fidelity)
         if key not in self._seen:
             self._seen.add(key)
