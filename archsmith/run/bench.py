@@ -33,7 +33,7 @@ from archsmith.space import Objective, Result, Trial
 from archsmith.strategies import open_strategy, strategy_class
 
 REPEATS = 20
-"""Free repetitions for each evaluation of the budget, on average, after which a search is given up: it has converged."""
+"""Free repetitions for each evaluation of the budget after which a search is given up: it has converged."""
 
 SAMPLED = 100
 """Randomly sampled architectures of an arena, at least; on a table they cost nothing."""
