@@ -281,6 +281,55 @@ def bench(
     return result
 
 
+def bench_methods(
+    methods: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    out: str | Path,
+    cost: str = "macs<=0.4x",
+    seeds: int = 3,
+    random: int = 1,
+    seconds: float | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Compare methods that search and train in one run; go on if ``out`` holds the same comparison unfinished.
+
+    Args:
+        methods: Slugs, or "SLUG:KEY=VALUE;KEY=VALUE" with settings.
+        tasks: Names, or "NAME=FILE" with the data that the task reads. They need a test split.
+        out: Folder of the comparison; its searches are runs below it, ``report.html`` is written there.
+        cost: Limits that every network keeps.
+        seeds: Searches of each method on each task, at least 2.
+        random: Random networks beside each search, trained by the same recipe.
+        seconds: Real seconds of one search, or None.
+        quiet: No progress.
+
+    Returns:
+        The content of ``result.json``: for each task the table of the methods.
+
+    Raises:
+        UserError: Something given is wrong.
+    """
+    from archsmith.run.bench_report import write_training_report
+    from archsmith.run.bench_training import TrainingBench, method_of, run_training_bench
+    from archsmith.run.bench_training import task_of as arena
+
+    values = {
+        "methods": [method_of(text) for text in methods],
+        "tasks": [arena(text) for text in tasks],
+        "seeds": seeds,
+        "cost": str(Budget.parse(cost)),
+        "random": random,
+        "seconds": seconds,
+    }
+    config = validated(TrainingBench, values, field="bench")
+    for method in config.methods:
+        load_method(method.method)
+    result = run_training_bench(config, out, search, say=(lambda text: None) if quiet else say)
+    write_training_report(out, result)
+    return result
+
+
 def _tables_folder(data: str | Path | None) -> Path:
     """Return the folder of the benchmark tables."""
     root = data or os.environ.get("ARCHSMITH_DATA")

@@ -251,9 +251,21 @@ def bench(
     count_repeats: Annotated[
         bool, typer.Option("--count-repeats", help="Evaluating the same network again costs as much as the first time.")
     ] = False,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="Compare methods that train on tasks instead: SLUG or SLUG:KEY=VALUE; repeat."),
+    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="With --method: NAME or NAME=FILE; repeat.")] = None,
+    cost: Annotated[str, typer.Option(help="With --method: limits that every network keeps.")] = "macs<=0.4x",
+    random: Annotated[int, typer.Option(help="With --method: random networks beside each search.")] = 1,
+    seconds: Annotated[float | None, typer.Option(help="With --method: real seconds of one search.")] = None,
 ) -> None:
-    """Compare strategies under one budget on benchmark tables, with intervals, tests and random baselines."""
+    """Compare strategies on benchmark tables, or methods on tasks, with intervals, tests and random baselines."""
     from archsmith import api
+
+    if methods:
+        _compare_methods(methods, tasks or ["digits"], out, cost, seeds, random, seconds)
+        return
 
     result = api.bench(
         strategies or ["regularized-evolution"],
@@ -275,6 +287,26 @@ def bench(
         for number in short:
             table.add_column(BENCH_COLUMNS[number], overflow="fold", justify="right" if number else "left")
         for row in bench_rows(arena):
+            table.add_row(*(escape(row[number]) for number in short))
+        console.print(table)
+    console.print(f"report {out / 'report.html'}", soft_wrap=True)
+
+
+def _compare_methods(
+    methods: list[str], tasks: list[str], out: Path, cost: str, seeds: int, random: int, seconds: float | None
+) -> None:
+    """Print the tables of methods compared on tasks."""
+    from archsmith import api
+    from archsmith.run.bench_training import TRAINING_COLUMNS, training_rows
+
+    result = api.bench_methods(methods, tasks, out=out, cost=cost, seeds=seeds, random=random, seconds=seconds)
+    console = Console()
+    short = (0, 1, 2, 3, 4, 5, 6)
+    for each in result["tables"]:
+        table = Table(title=f"{each['task']}, every network within {cost}", title_justify="left")
+        for number in short:
+            table.add_column(TRAINING_COLUMNS[number], overflow="fold", justify="right" if number else "left")
+        for row in training_rows(each):
             table.add_row(*(escape(row[number]) for number in short))
         console.print(table)
     console.print(f"report {out / 'report.html'}", soft_wrap=True)

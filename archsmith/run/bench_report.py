@@ -10,7 +10,8 @@ from typing import Any
 
 from archsmith.core.files import write_atomic
 from archsmith.run.bench import RANDOM_SEARCH
-from archsmith.run.charts import anytime_curves
+from archsmith.run.bench_training import TRAINING_COLUMNS, training_rows
+from archsmith.run.charts import anytime_curves, every_network
 from archsmith.run.page import Html, chart, document, element, joined, section, table
 
 
@@ -46,6 +47,33 @@ def render_bench(out: str, result: Mapping[str, Any], *, plotly: str) -> str:
         _reproduce(out, bench),
     )
     return document("archsmith bench", body, plotly=plotly)
+
+
+def write_training_report(path: str | Path, result: Mapping[str, Any]) -> Path:
+    """Write ``report.html`` beside a finished comparison of methods and return its path.
+
+    Raises:
+        ImportError: Plotly is not installed.
+    """
+    from plotly.offline import get_plotlyjs
+
+    bench = result["training_bench"]
+    lead = (
+        f"{len(bench['methods'])} methods, {len(bench['tasks'])} tasks, {bench['seeds']} seeds, every network within "
+        f"{bench['cost']}. Random and uniformly scaled networks of that cost are trained by each method's own recipe."
+    )
+    tables = [
+        section(f"task-{number}", each["task"], table(TRAINING_COLUMNS, training_rows(each)), *_dots(number, each))
+        for number, each in enumerate(result["tables"])
+    ]
+    body = joined(element("header", element("h1", "Methods compared"), element("p", lead)), *tables)
+    file = Path(path) / "report.html"
+    write_atomic(file, document("archsmith bench", body, plotly=get_plotlyjs()))
+    return file
+
+
+def _dots(number: int, each: Mapping[str, Any]) -> list[Html]:
+    return [chart(f"dots-{number}", every_network(each), f"test accuracy of every network on {each['task']}")]
 
 
 def bench_rows(arena: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -260,6 +260,37 @@ def anytime_curves(arena: Mapping[str, Any]) -> Figure:
     return {"data": data, "layout": layout}
 
 
+def every_network(table: Mapping[str, Any]) -> Figure:
+    """Return one dot for each trained network of a comparison of methods: searched, random, uniformly scaled.
+
+    Args:
+        table: A task's table of ``archsmith.run.bench_training``.
+    """
+    data = []
+    kinds = (("searched", _FIRST, "circle"), ("random", _SECOND, "x"), ("uniform", _THIRD, "diamond"))
+    for kind, colour, symbol in kinds:
+        x, y = [], []
+        for row in table["methods"]:
+            values = row["each"] if kind == "searched" else row[kind]["each"]
+            x += [row["method"]] * len(values)
+            y += values
+        marker = {"color": colour, "size": 10, "symbol": symbol}
+        name = {"searched": "searched", "random": "random", "uniform": "uniformly scaled"}[kind]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": name,
+                "x": x,
+                "y": y,
+                "marker": marker,
+                "hovertemplate": f"{name}: %{{y:.2f}} %<extra></extra>",
+            }
+        )
+    layout = _layout(360, x="", y="test accuracy in %")
+    return {"data": data, "layout": layout}
+
+
 def _line(x: Sequence[float], y: Sequence[float | None], name: str, colour: str, width: float) -> dict[str, Any]:
     return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": {"color": colour, "width": width}}
 
