@@ -98,10 +98,11 @@ def test_bad_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_real_searches_on_the_digits(tmp_path: Path) -> None:
     from archsmith.api import bench_methods
 
-    methods = ["atomnas:epochs=3", "atomnas:epochs=3;penalty=equal"]
+    methods = ["atomnas:epochs=2", "atomnas:epochs=2;penalty=equal"]
     result = bench_methods(methods, ["digits"], out=tmp_path / "bench", seeds=2, quiet=True)
     assert [row["n"] for row in result["tables"][0]["methods"]] == [2, 2]
     assert all(row["mean"] > 50 and row["random"]["n"] == 2 for row in result["tables"][0]["methods"])
