@@ -28,9 +28,11 @@ from archsmith.evaluate.tables import Table
 from archsmith.run.statistics import kendall_tau, spearman_rho
 from archsmith.space import Limit, Objective, non_dominated
 from archsmith.space.formulations import (
+    AcrossDevices,
     Columns,
     Formulation,
     Lagrangian,
+    Limited,
     Plain,
     Rejected,
     WeightedProduct,
@@ -116,8 +118,9 @@ def optimum(columns: Columns, formulation: Formulation, settings: Settings = DEF
         formulation: Plain, constrained, scalarised, or across devices.
         settings: What guessing reaches, and when to warn.
 
-    Notes warn of the two ways in which one number misleads: an optimum at chance level, because a cost near zero pays
-    for any accuracy; and one far below every target, because the exponent and not the target chose it.
+    Notes warn where one number misleads: an optimum at chance level, because a cost near zero pays for any accuracy;
+    one that breaks a limit, which all but ``Rejected`` may return; and one far below every target, because the exponent
+    and not the target chose it.
 
     Raises:
         UserError: A column is missing.
@@ -153,6 +156,12 @@ def _notes(columns: Columns, formulation: Formulation, row: int, settings: Setti
                 f"the optimum is at chance level: {objective.metric} {value:.4g}, guessing reaches "
                 f"{settings.chance:g}; its cost is so small that any accuracy will do. Use a limit or a hard exponent."
             )
+    inner = formulation.inner if isinstance(formulation, AcrossDevices) else formulation
+    if isinstance(inner, Limited):
+        seen = formulation.seen_by_inner(columns) if isinstance(formulation, AcrossDevices) else columns
+        for limit in inner.limits:
+            if not feasible(seen, [limit])[row]:
+                notes.append(f"the optimum breaks a limit: {limit}, it has {float(column(seen, limit.cost)[row]):.6g}.")
     if isinstance(formulation, WeightedProduct):
         ratios = [float(column(columns, term.cost)[row]) / term.target for term in formulation.costs]
         within = np.logical_and.reduce([column(columns, term.cost) <= term.target for term in formulation.costs])

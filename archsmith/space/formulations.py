@@ -137,8 +137,8 @@ class Formulation(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Limited(Formulation):
-    """An objective under limits.
+class Limited(Formulation):
+    """An objective under limits; the base of the four ways to tell them.
 
     Args:
         objective: What to improve.
@@ -190,7 +190,7 @@ class Plain(Formulation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejected(_Limited):
+class Rejected(Limited):
     """``f`` where every limit is kept, ``-inf`` elsewhere; an unknown cost is rejected too."""
 
     def scores(self, columns: Columns) -> np.ndarray:
@@ -199,7 +199,7 @@ class Rejected(_Limited):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Penalised(_Limited):
+class Penalised(Limited):
     """``f - weight * sum of max(0, excess_k) ** power``, excesses relative to their limits.
 
     Args:
@@ -222,7 +222,7 @@ class Penalised(_Limited):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lagrangian(_Limited):
+class Lagrangian(Limited):
     """``f - sum of multiplier_k * excess_k`` with signed excesses: room below a limit is worth something.
 
     ``after`` moves each multiplier by ``rate`` times the excess of what was evaluated, never below zero (projected
@@ -274,7 +274,7 @@ class Lagrangian(_Limited):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeasibleFirst(_Limited):
+class FeasibleFirst(Limited):
     """Feasible before infeasible, among the infeasible by the sum of their excesses (Deb 2000).
 
     The order is the tournament's of doi 10.1016/S0045-7825(99)00389-8, as a number: ``f`` where the limits are kept,
@@ -570,7 +570,11 @@ class AcrossDevices(Formulation):
 
     def scores(self, columns: Columns) -> np.ndarray:
         """Return the inner scores."""
-        return self.inner.scores({**columns, DEVICE_COST: across_devices(columns, self.targets, self.how)})
+        return self.inner.scores(self.seen_by_inner(columns))
+
+    def seen_by_inner(self, columns: Columns) -> dict[str, np.ndarray]:
+        """Return the columns with the combined cost beside them."""
+        return {**columns, DEVICE_COST: across_devices(columns, self.targets, self.how)}
 
     def after(self, result: Result) -> AcrossDevices:
         """Let the inner formulation adapt to the combined cost."""

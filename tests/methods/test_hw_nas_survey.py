@@ -249,6 +249,24 @@ def test_ties_go_to_the_cheaper_one_then_to_the_first() -> None:
     assert plain(HAND, BY_HAND).row == 1  # type: ignore[union-attr]  # no cost is read: the first
 
 
+def test_an_optimum_that_breaks_a_limit_says_so() -> None:
+    limits = (at_most("latency", 3.0), at_most("memory", 2.0))
+    first = optimum(HAND, FeasibleFirst(objective=BY_HAND, limits=limits[:1]))
+    assert first is not None
+    # The only feasible one has no known accuracy: the one that breaks least is next, and it says so.
+    assert (first.row, first.notes) == (3, ("the optimum breaks a limit: latency<=3.0, it has 4.",))
+    light = optimum(HAND, Penalised(objective=BY_HAND, limits=limits, weight=0.1))
+    assert light is not None
+    assert (light.row, light.notes) == (2, ("the optimum breaks a limit: latency<=3.0, it has 16.",))
+    inner = Penalised(objective=BY_HAND, limits=(at_most(DEVICE_COST, 1.0),), weight=0.1)
+    several = optimum(HAND, AcrossDevices(inner=inner, targets={"latency": 4.0, "memory": 2.0}))
+    assert several is not None
+    assert several.notes == ("the optimum breaks a limit: device_cost<=1.0, it has 4.",)
+    kept = optimum(HAND, Penalised(objective=BY_HAND, limits=(at_most("latency", 30.0),), weight=0.1))
+    assert kept is not None
+    assert kept.notes == ()
+
+
 def test_nothing_feasible_is_no_optimum() -> None:
     assert optimum(HAND, Rejected(objective=BY_HAND, limits=(at_most("latency", 2.0),))) is None
     assert two_stage(HAND, BY_HAND, (at_most("latency", 10.0),), keep=2) is None

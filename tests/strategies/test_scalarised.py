@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from benchmark_tables import real_table
 
 from archsmith.core.errors import UserError
 from archsmith.evaluate.tables import TableEvaluator
+from archsmith.run.study import JournalStore, recorded_trials, run_study
 from archsmith.space import Architecture, Objective, Result, Trial
 from archsmith.space.formulations import (
     CostTerm,
@@ -106,6 +108,30 @@ def test_multipliers_move_with_every_result_and_are_part_of_the_state() -> None:
     resumed.load_state_dict(json.loads(json.dumps(strategy.state_dict())))
     assert resumed.formulation == strategy.formulation
     assert resumed.ask() == strategy.ask()
+
+
+class Evaluator:
+    def evaluate(self, trial: Trial, *, weights: object = None) -> Result:
+        return result_of(trial)
+
+
+def test_a_study_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """With multipliers that move, in two sessions: replayed from the journal, and from a snapshot of the state."""
+    problem = Lagrangian(objective=ACCURACY, limits=LIMIT, rate=0.5)
+
+    def study(folder: Path, budget: int, snapshot_seconds: float) -> list[Trial]:
+        inner = partial(RegularizedEvolution, population=4, tournament=2)
+        strategy = Scalarised(small_space(), formulation=problem, inner=inner, seed=5)
+        store = JournalStore(folder)
+        run_study(strategy, Evaluator(), budget=budget, store=store, snapshot_seconds=snapshot_seconds)
+        return [trial for trial, _ in recorded_trials(folder)]
+
+    whole = study(tmp_path / "whole", 40, 1e9)
+    for name, seconds in (("replayed", 1e9), ("snapshot", 0.0)):
+        study(tmp_path / name, 17, seconds)
+        journal = tmp_path / name / "journal.jsonl"
+        journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))  # without its end
+        assert study(tmp_path / name, 40, seconds) == whole
 
 
 def test_a_strategy_of_other_objectives_is_refused() -> None:
