@@ -204,7 +204,7 @@ class Penalised(Limited):
 
     Args:
         weight: What an excess of 100 % costs, in units of the objective; positive. Not to be tuned on test accuracy.
-        power: 1 for a kink at the limit (exact from some weight on), 2 for a smooth start (never exact).
+        power: 1 for a kink at the limit (exact from some weight on), 2 for a smooth start (small excesses nearly free).
     """
 
     weight: float
@@ -253,8 +253,8 @@ class Lagrangian(Limited):
         )
 
     def updated(self, excess_K: np.ndarray) -> Lagrangian:
-        """Return the Lagrangian after one step; an unknown excess moves nothing."""
-        moves = np.where(np.isnan(excess_K), 0.0, excess_K)
+        """Return the Lagrangian after one step; an unknown or infinite excess moves nothing."""
+        moves = np.where(np.isfinite(excess_K), excess_K, 0.0)
         moved = np.maximum(np.array(self.multipliers) + self.rate * moves, 0.0)
         return replace(self, multipliers=tuple(float(each) for each in moved))
 

@@ -75,6 +75,7 @@ def test_lagrangian_is_signed_and_its_multipliers_never_fall_below_zero() -> Non
         moved = moved.after(fast)
         assert moved.multipliers == (expected,)
     assert start.after(Result.failed("crashed")) == start
+    assert start.after(Result(metrics={"accuracy": 1.0}, costs={"latency": math.inf})) == start
     assert start.with_state(json.loads(json.dumps(moved.state))) == moved
     assert Lagrangian(objective=ACCURACY, limits=TEN).multipliers == (0.0,)
 
