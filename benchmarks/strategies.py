@@ -26,7 +26,8 @@ import numpy as np
 
 from archsmith.families.cell_spaces import nas_bench_201_space
 from archsmith.space import AtLeast, Count, Objective, ProductSpace, Result, Space, Trial
-from archsmith.strategies import Strategy, open_strategy, strategy_table
+from archsmith.space.formulations import Rejected, at_most
+from archsmith.strategies import RegularizedEvolution, Strategy, open_strategy, strategy_table
 
 FIDELITIES = (1.0, 3.0, 9.0)
 PARETO = (Objective("valid_accuracy"), Objective("params", "minimize"))
@@ -36,6 +37,10 @@ SETTINGS: dict[str, dict[str, object]] = {
     "hyperband": {"fidelities": FIDELITIES},
     "mcts": {"reward_range": (0.0, 100.0)},
     "nsga2": {"objectives": PARETO},
+    "scalarised": {
+        "formulation": Rejected(objective=Objective("valid_accuracy"), limits=(at_most("params", 97.0),)),
+        "inner": RegularizedEvolution,
+    },
     "successive-halving": {"fidelities": FIDELITIES},
 }
 

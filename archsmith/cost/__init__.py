@@ -3,13 +3,15 @@
 - Counted: ``count`` (MACs, parameters), ``count_onnx`` (the same of an ONNX file), ``peak_activation_bytes``,
   ``weight_bytes``
 - Measured: ``measure_latency``, ``measure_many`` (interleaved), and ``claim`` (does a latency keep a limit?)
-- Both, per layer: ``profile``
+- Looked up: ``LookupTable``, the sum of measured operators (``read_lookup_table``)
+- Counted and measured, per layer: ``profile``
 - As typed by a user: ``load_target``, ``parse_shapes``, ``example_inputs``
 """
 
 from archsmith.cost.backends import Backend, Precision, Target
 from archsmith.cost.counts import Convention, Counts, LayerCount, count
 from archsmith.cost.latency import Latency, Provenance, Verdict, claim, measure_latency, measure_many
+from archsmith.cost.lookup import LookupTable, Row, read_lookup_table
 from archsmith.cost.memory import peak_activation_bytes, weight_bytes
 from archsmith.cost.onnx_counts import count_onnx
 from archsmith.cost.profile import TABLE_COLUMNS, LayerProfile, Profile, profile
@@ -24,9 +26,11 @@ __all__ = [
     "Latency",
     "LayerCount",
     "LayerProfile",
+    "LookupTable",
     "Precision",
     "Profile",
     "Provenance",
+    "Row",
     "Target",
     "Verdict",
     "claim",
@@ -39,6 +43,7 @@ __all__ = [
     "parse_shapes",
     "peak_activation_bytes",
     "profile",
+    "read_lookup_table",
     "reference_inputs",
     "reference_network",
     "weight_bytes",

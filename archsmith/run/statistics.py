@@ -227,6 +227,22 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
     return float(kendalltau(ours, theirs).statistic)
 
 
+def spearman_rho(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Spearman's rank correlation; ties share their mean rank. NaN where either does not vary.
+
+    Raises:
+        UserError: Different lengths, fewer than two values, NaN.
+    """
+    from scipy.stats import rankdata
+
+    ours, theirs = _finite(first, "first"), _finite(second, "second")
+    if len(ours) != len(theirs) or len(ours) < 2:
+        raise UserError("second", f"{len(theirs)} values", allowed=f"as many as the first ({len(ours)}), at least 2")
+    a, b = (rankdata(each) - (len(ours) + 1) / 2 for each in (ours, theirs))
+    norm = math.sqrt(float((a**2).sum()) * float((b**2).sum()))
+    return float((a * b).sum()) / norm if norm else math.nan
+
+
 def bootstrap_interval(
     statistic: Callable[..., np.ndarray], *groups: Sequence[float] | np.ndarray, resamples: int = RESAMPLES
 ) -> tuple[float, float]:

@@ -31,6 +31,7 @@ from archsmith.strategies.ppo import PPO, ReinforceController
 from archsmith.strategies.predictor_guided import PredictorGuided
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
+from archsmith.strategies.scalarised import Scalarised
 from archsmith.strategies.smbo import SurrogateSearch
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "RegularizedEvolution",
     "Reinforce",
     "ReinforceController",
+    "Scalarised",
     "Strategy",
     "SuccessiveHalving",
     "SurrogateSearch",

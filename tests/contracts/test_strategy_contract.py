@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import archsmith.strategies
 from archsmith.predictors import Ensemble, Predictor, Ridge
 from archsmith.space import Budget, Objective, Space
+from archsmith.space.formulations import FeasibleFirst, Lagrangian, at_most
 from archsmith.strategies import DEFAULT_OBJECTIVE, Strategy, strategy_table
 from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
@@ -23,6 +25,7 @@ from archsmith.strategies.ppo import PPO, ReinforceController
 from archsmith.strategies.predictor_guided import PredictorGuided
 from archsmith.strategies.random import RandomSearch
 from archsmith.strategies.reinforce import Reinforce
+from archsmith.strategies.scalarised import Scalarised
 from archsmith.strategies.smbo import SurrogateSearch
 from archsmith.testing.strategies import EXAMPLE_SPACES, StrategyContract, pytest_generate_tests
 
@@ -193,6 +196,23 @@ class TestReinforceController(StrategyContract):
         return ReinforceController(space, seed=seed, batch=4, units=16, learning_rate=0.03)
 
 
+class TestScalarised(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        problem = FeasibleFirst(objective=Objective("valid_accuracy", reference=0.0), limits=(at_most("params", 99),))
+        evolution = partial(RegularizedEvolution, population=10, tournament=3)
+        return Scalarised(space, formulation=problem, inner=evolution, seed=seed)
+
+
+class TestScalarisedWithMovingMultipliers(StrategyContract):
+    """Limits that bind: what counts is the state, the best accuracy is not what it searches."""
+
+    beats_random = False
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        problem = Lagrangian(objective=Objective("valid_accuracy"), limits=(at_most("params", 9),), rate=5.0)
+        return Scalarised(space, formulation=problem, inner=LocalSearch, seed=seed)
+
+
 CASES: dict[str, type[StrategyContract]] = {
     "bohb": TestBohb,
     "gp": TestGaussianProcess,
@@ -208,6 +228,7 @@ CASES: dict[str, type[StrategyContract]] = {
     "successive-halving": TestSuccessiveHalving,
     "ppo": TestPPO,
     "reinforce-controller": TestReinforceController,
+    "scalarised": TestScalarised,
     "surrogate": TestSurrogate,
     "tpe": TestTpe,
 }

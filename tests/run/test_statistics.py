@@ -17,6 +17,7 @@ from archsmith.run.statistics import (
     kendall_tau,
     median_of,
     relative_improvement,
+    spearman_rho,
     summarise,
 )
 
@@ -77,6 +78,16 @@ def test_kendalls_tau_of_the_published_depths_and_with_ties() -> None:
     assert kendall_tau([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(6))
     with pytest.raises(UserError, match=r"second: got '2 values'; allowed: as many as the first \(3\)"):
         kendall_tau([1, 2, 3], [1, 2])
+
+
+def test_spearmans_rho_with_ties_and_without_variation() -> None:
+    assert spearman_rho([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
+    assert spearman_rho([1, 2, 3], [9, 4, 1]) == pytest.approx(-1)
+    # ranks (1.5, 1.5, 3) and (1, 2, 3), centred (-.5, -.5, 1) and (-1, 0, 1): 1.5 / sqrt(1.5 * 2)
+    assert spearman_rho([1, 1, 2], [1, 2, 3]) == pytest.approx(1.5 / math.sqrt(3))
+    assert math.isnan(spearman_rho([1, 1, 1], [1, 2, 3]))
+    with pytest.raises(UserError, match=r"second: got '2 values'; allowed: as many as the first \(3\)"):
+        spearman_rho([1, 2, 3], [1, 2])
 
 
 def test_a_mean_is_never_printed_without_n_and_spread() -> None:
