@@ -65,6 +65,7 @@ class TrainingBench(BaseModel):
         cost: Limits that every network keeps, "macs<=0.4x" for example.
         random: Random networks beside each search.
         seconds: Real seconds after which a search ends with its best so far; None for none.
+        threads: Threads inside operators; one is fastest where several searches share a machine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +76,7 @@ class TrainingBench(BaseModel):
     cost: str
     random: int = Field(default=1, ge=1)
     seconds: float | None = Field(default=None, gt=0)
+    threads: int = Field(default=1, ge=1)
 
 
 def method_of(text: str) -> Method:
@@ -140,6 +142,7 @@ def run_training_bench(
                 out=folder_of(out, method, task, seed),
                 baselines=config.random,
                 time_limit=config.seconds,
+                threads=config.threads,
                 quiet=True,
             )
         run.finish(training_results(config, out))

@@ -75,7 +75,7 @@ def test_a_broken_comparison_goes_on(tmp_path: Path) -> None:
         run_training_bench(config(), tmp_path, Searches(fail_at=3))
     again = Searches()
     result = run_training_bench(config(), tmp_path, again)
-    assert len(again.calls) == 16  # each search goes on or is read by itself
+    assert len(again.calls) == 16 and again.calls[0]["threads"] == 1  # each search goes on or is read by itself
     finished_already = Searches()
     assert run_training_bench(config(), tmp_path, finished_already) == result and not finished_already.calls
     with pytest.raises(UserError, match="another configuration"):
