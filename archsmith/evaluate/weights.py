@@ -95,7 +95,8 @@ class FolderWeightStore:
         if key not in self:
             with storage_errors("weights", self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_atomic(self._path(key), save({name: _plain(tensor) for name, tensor in tensors.items()}))
+                # Clones, because the format has no shared memory (tied weights).
+                write_atomic(self._path(key), save({name: _plain(t).clone() for name, t in tensors.items()}))
         return key
 
     def get(self, key: str) -> dict[str, Tensor]:
