@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from archsmith.config import validated
 from archsmith.core.errors import Shown, UserError
 from archsmith.cost import count, peak_activation_bytes, weight_bytes
 from archsmith.evaluate.base import WeightStore
@@ -110,11 +109,7 @@ class TrainedEvaluator:
             raise UserError("costs", unknown, allowed=f"some of {list(COSTS)}")
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
             raise UserError("threads", threads, allowed="an integer from 1")
-        recipe = recipe or TrainingRecipe()
-        if settings:
-            own = {name: getattr(recipe, name) for name in type(recipe).model_fields}
-            recipe = validated(TrainingRecipe, {**own, **settings}, field="recipe")
-        self.recipe = recipe.checked()
+        self.recipe = (recipe or TrainingRecipe()).changed(settings)
         task.steps_per_epoch(self.recipe.batch_size)
         self.family, self.task, self.costs = family, task, tuple(costs)
         self.device, self.threads = resolve_device(device), threads
@@ -135,7 +130,7 @@ class TrainedEvaluator:
             MemoryError: The process has no memory left.
         """
         architecture = self.family.space.validate(trial.architecture)
-        recipe = self.recipe.with_published(_published(self.family.space, architecture)).checked()
+        recipe = self.recipe.with_published(_published(self.family.space, architecture))
         epochs = _epochs(trial.fidelity, recipe)
         inherited = _inherited(trial, architecture, weights)
         started = time.perf_counter()

@@ -7,15 +7,15 @@ the one that was never left, to the last bit.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from archsmith.config import validated
 from archsmith.core.errors import Shown, UserError
 from archsmith.tasks.base import Task
 from archsmith.train.compute import Compute
@@ -28,8 +28,12 @@ from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
 PATIENCE_FIELDS = ("rate_patience", "rate_mult", "rate_min", "stop_patience")
 """Fields of ``Patience`` that a space may choose."""
 
+OptimizerName = Literal["sgd_mom", "nesterov", "adam"]
+ScheduleName = Literal["constant", "cosine", "linear"]
 
-class TrainingRecipe(BaseModel):
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
     """How a candidate is trained.
 
     Attributes:
@@ -43,20 +47,54 @@ class TrainingRecipe(BaseModel):
         warmup_epochs: Linear rise at the beginning of a falling schedule.
         clip_norm: Largest norm of the gradient, 0 for none.
         patience: Lowers the rate and stops early by the validation accuracy, which is then taken after every epoch.
+
+    Raises:
+        UserError: A value out of its range, or values that do not go together.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=64, ge=2)
-    optimizer: Literal["sgd_mom", "nesterov", "adam"] = "nesterov"
-    lr: float = Field(default=0.05, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    warmup_epochs: int = Field(default=0, ge=0)
-    clip_norm: float = Field(default=0.0, ge=0)
+    epochs: int = 20
+    batch_size: int = 64
+    optimizer: OptimizerName = "nesterov"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: ScheduleName = "cosine"
+    warmup_epochs: int = 0
+    clip_norm: float = 0.0
     patience: Patience | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 2), ("warmup_epochs", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UserError(f"recipe.{name}", value, allowed=f"an integer from {least}")
+        for name, good, allowed in (
+            ("optimizer", self.optimizer in get_args(OptimizerName), f"one of {list(get_args(OptimizerName))}"),
+            ("schedule", self.schedule in get_args(ScheduleName), f"one of {list(get_args(ScheduleName))}"),
+            ("lr", 0 < self.lr < math.inf, "a finite number above 0"),
+            ("momentum", 0 <= self.momentum < 1, "a number from 0, below 1"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number from 0"),
+            ("clip_norm", 0 <= self.clip_norm < math.inf, "a finite number from 0"),
+        ):
+            if not good:
+                raise UserError(f"recipe.{name}", getattr(self, name), allowed=allowed)
+        if self.patience is not None and self.schedule != "constant":
+            raise UserError(
+                "recipe.schedule", self.schedule, allowed="'constant' with patience, which lowers the rate by itself"
+            )
+        if self.optimizer == "nesterov" and self.momentum == 0:
+            raise UserError("recipe.momentum", self.momentum, allowed="more than 0 with the optimizer 'nesterov'")
+
+    def changed(self, changes: Mapping[str, Any]) -> TrainingRecipe:
+        """Return the recipe with other values for some of its fields.
+
+        Raises:
+            UserError: A name that a recipe does not have, or what the constructor raises.
+        """
+        known = [field.name for field in fields(self)]
+        if unknown := [name for name in changes if name not in known]:
+            raise UserError(f"recipe.{unknown[0]}", Shown("an unknown field"), allowed=", ".join(known))
+        return replace(self, **changes)
 
     def with_published(self, published: Mapping[str, Any]) -> TrainingRecipe:
         """Return the recipe with the values that a space publishes for its evaluator (``UserHyperparams``).
@@ -67,14 +105,8 @@ class TrainingRecipe(BaseModel):
         Raises:
             UserError: A name that a recipe does not have, or a value out of its range.
         """
-        if not published:
-            return self
         rule = {name: value for name, value in published.items() if name in PATIENCE_FIELDS}
         own = {name: value for name, value in published.items() if name not in rule}
-        fields = {name: getattr(self, name) for name in type(self).model_fields}
-        if unknown := [name for name in own if name not in fields or name == "patience"]:
-            known = ", ".join(sorted({*fields, *PATIENCE_FIELDS} - {"patience"}))
-            raise UserError("published hyper-parameters", unknown, allowed=known)
         if rule and self.patience is None:
             raise UserError(
                 "published hyper-parameters",
@@ -82,24 +114,7 @@ class TrainingRecipe(BaseModel):
                 allowed="values of a recipe that has a patience",
                 hint="Give the recipe patience=Patience().",
             )
-        if rule:
-            assert self.patience is not None
-            fields["patience"] = Patience(**{**vars(self.patience), **rule})
-        return validated(TrainingRecipe, {**fields, **own}, field="recipe")
-
-    def checked(self) -> TrainingRecipe:
-        """Return the recipe after checking that its parts go together.
-
-        Raises:
-            UserError: A falling schedule together with patience, or Nesterov without momentum.
-        """
-        if self.patience is not None and self.schedule != "constant":
-            raise UserError(
-                "recipe.schedule", self.schedule, allowed="'constant' with patience, which lowers the rate by itself"
-            )
-        if self.optimizer == "nesterov" and self.momentum == 0:
-            raise UserError("recipe.momentum", 0.0, allowed="more than 0 with the optimizer 'nesterov'")
-        return self
+        return self.changed({**own, "patience": replace(self.patience, **rule)} if self.patience and rule else own)
 
     def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """Return the optimiser of a network."""
@@ -124,13 +139,13 @@ class Training:
         train: Means of "loss" and "accuracy" over the steps of the last epoch, as trained (augmentation, dropout).
 
     Raises:
-        UserError: The recipe's parts do not go together, or the batch does not fit the task.
+        UserError: The batch does not fit the task.
     """
 
     def __init__(
         self, network: nn.Module, task: Task, recipe: TrainingRecipe, *, seed: int, compute: Compute | None = None
     ) -> None:
-        self.recipe = recipe.checked()
+        self.recipe = recipe
         self.network, self.task, self.seed = network, task, seed
         self.compute = compute or Compute()
         self.steps = task.steps_per_epoch(recipe.batch_size)
