@@ -85,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.npy.xz and train_labels.npy")
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--models", type=int, default=30)
     parser.add_argument("--epochs", type=int, default=3)
     given = parser.parse_args()
@@ -92,11 +93,12 @@ def main() -> None:
     trainer = evaluator(cifar10_subset(given.data), settings, epochs=given.epochs, costs=())
     table, found = Table(trainer), {}
     started, cpu = time.perf_counter(), time.process_time()
-    for seed in range(given.seeds):
+    for seed in range(given.first, given.first + given.seeds):
         for searcher in SEARCHERS:
             found[searcher, seed] = rewards(searcher, table, seed, given.models)
             of_run, spent = found[searcher, seed], time.process_time() - cpu
-            print(f"seed {seed} {searcher}: mean {np.mean(of_run):.2f}, best {max(of_run):.2f}", flush=True)
+            last = np.mean(of_run[-(given.models // 3) :])
+            print(f"seed {seed} {searcher}: mean {np.mean(of_run):.2f}, last third {last:.2f}, best {max(of_run):.2f}")
             print(f"    {len(table.known)} networks so far, {spent:.0f} s of CPU", flush=True)
     accuracies = [100 * r.metrics["valid_accuracy"] for r in table.known.values() if r.status == "ok"]
     print(f"\ntorch {torch.__version__}, {platform.processor() or platform.machine()}, one thread")
@@ -108,7 +110,7 @@ def main() -> None:
     print(
         "| searcher | mean of all | mean of the last third | best | mean minus random, paired |\n|---|---|---|---|---|"
     )
-    seeds = range(given.seeds)
+    seeds = range(given.first, given.first + given.seeds)
     for searcher in SEARCHERS:
         runs = [found[searcher, seed] for seed in seeds]
         base = [np.mean(found["random", seed]) for seed in seeds]

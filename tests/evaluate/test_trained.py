@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from trained_samples import FAMILY, MODULE, QUICK, evaluator_on
 
 from archsmith.core.errors import UserError
 from archsmith.cost import count
@@ -21,21 +22,18 @@ from archsmith.families.modules import ModuleFamily, open_family
 from archsmith.run.costs import exact_costs
 from archsmith.run.study import JournalStore, recorded_trials, run_study
 from archsmith.space import Result, Trial
-from archsmith.space.modules import Affine, Concat, Conv2D, Dropout, MaxPooling2D, ReLU, Tanh, UserHyperparams
+from archsmith.space.modules import Affine, Concat, Tanh, UserHyperparams
 from archsmith.strategies import RandomSearch, SuccessiveHalving
 from archsmith.tasks.catalogue import open_task
 from archsmith.train.patience import Patience
 from archsmith.train.recipe import Training, TrainingRecipe, result_weights
 
 TASK = open_task("digits", limit=40)
-MODULE = Concat([Conv2D([4, 6], [3]), ReLU(), MaxPooling2D([2], [2]), Dropout([0.9]), Affine([10])])
-FAMILY = ModuleFamily(image=(1, 8, 8), num_classes=10, module=MODULE, label="tiny")
 SMALL, LARGE = FAMILY.smallest(), FAMILY.largest()
-QUICK: dict[str, Any] = {"epochs": 3, "batch_size": 32, "lr": 0.1, "costs": ()}
 
 
 def evaluator(**changes: Any) -> TrainedEvaluator:
-    return TrainedEvaluator(FAMILY, TASK, **{**QUICK, **changes})
+    return evaluator_on(TASK, **changes)
 
 
 def trial(number: int = 1, architecture: Any = LARGE, **changes: Any) -> Trial:
@@ -236,15 +234,16 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_trained import FAMILY, evaluator
+from trained_samples import FAMILY, evaluator_on
 from archsmith.evaluate.weights import FolderWeightStore
 from archsmith.run.study import JournalStore, run_study
 from archsmith.strategies import RandomSearch
+from archsmith.tasks.catalogue import open_task
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[2])
+    folder, task = Path(sys.argv[2]), open_task("digits", limit=40)
     outcome = run_study(
-        RandomSearch(FAMILY.space, seed=1), evaluator(epochs=2), budget=6, workers=2, isolate=True,
+        RandomSearch(FAMILY.space, seed=1), evaluator_on(task, epochs=2), budget=6, workers=2, isolate=True,
         store=JournalStore(folder), weights=FolderWeightStore(folder / "weights"),
     )
     print(outcome.status, outcome.told, outcome.failed)

@@ -11,10 +11,26 @@ from archsmith.cost import count
 from archsmith.families.module_spaces import SPACES, published_module, training_hyperparameters
 from archsmith.families.modules import ModuleFamily, family_from_json, open_family
 from archsmith.run.constructor import call_of
+from archsmith.run.export import export_network
+from archsmith.run.onnx_file import missing_onnx_packages
 from archsmith.space import Recording, Replay, Uniform, first_allowed
 from archsmith.space.module_space import ModuleSpace
-from archsmith.space.modules import Affine, Concat, Conv2D, Optional, ReLU, Repeat, RepeatTied, Tanh
+from archsmith.space.modules import (
+    Affine,
+    AvgPooling2D,
+    BatchNormalization,
+    Concat,
+    Conv2D,
+    MaxPooling2D,
+    Optional,
+    ReLU,
+    Repeat,
+    RepeatTied,
+    Residual,
+    Tanh,
+)
 from archsmith.space.trial import Architecture
+from archsmith.testing.families import images, worn_
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "deeparchitect.json").read_text())["cases"]
 SIZES = GOLDEN["number of models in the three published search spaces"]["expected"]
@@ -133,6 +149,36 @@ def test_wrong_options_are_refused(options, text):
         opened(**options)
     with pytest.raises(UserError, match="family: got 'darts'; allowed: deeparchitect"):
         open_family("darts", image=(3, 8, 8), num_classes=10)
+
+
+def test_uneven_windows_and_residuals_survive_export(tmp_path):
+    # Even sides at stride 2: every window pads at the end only; the residual pads all axes and changes the rank.
+    module = Concat(
+        [
+            Conv2D([4], [2], [2]),
+            MaxPooling2D([3], [2]),
+            AvgPooling2D([2], [1]),
+            Residual(Conv2D([6], [3], [2])),
+            BatchNormalization(),
+            Residual(Affine([20])),
+            BatchNormalization(),
+            Affine([3]),
+        ]
+    )
+    family = ModuleFamily(image=(2, 16, 12), num_classes=3, module=module)
+    files = export_network(
+        worn_(family.build({}, seed=0)),
+        tmp_path / "result",
+        family="deeparchitect",
+        input_shape=family.image,
+        normalisation={"mean": [0.0] * 2, "std": [1.0] * 2},
+        class_names=["a", "b", "c"],
+        examples=images(family),
+        space={"name": family.space.name},
+        decisions={},
+        digest=family.largest().digest,
+    )
+    assert ("model.onnx" in files) == (not missing_onnx_packages())  # export_network compares both with the network
 
 
 def test_an_expression_has_to_end_with_the_classes():
