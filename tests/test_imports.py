@@ -33,6 +33,7 @@ NO_TORCH = [
     "families/__init__.py",
     "families/cell_spaces.py",
     "families/graph_cells.py",
+    "families/module_spaces.py",
     "families/table_spaces.py",
     "evaluate/base.py",
     "evaluate/cache.py",

@@ -3,7 +3,7 @@
 Jamieson and Talwalkar 2016 (arXiv 1502.07943), Li et al. 2018 (arXiv 1603.06560). A bracket starts n architectures at a
 low fidelity and promotes the best n/eta of each rung to the next; Hyperband runs brackets that start at every rung, so
 that no guess is needed of how far a short evaluation can be trusted. A promoted trial names the one it continues as its
-``parent``.
+``parent`` and, where that one kept weights, their key as ``info["weights"]``.
 """
 
 from __future__ import annotations
@@ -58,12 +58,16 @@ def geometric_fidelities(lowest: float, highest: float, eta: float = 3.0) -> tup
 
 @dataclass
 class Entry:
-    """One architecture of a rung: its trial, the trial it continues, and its loss (``None`` while pending)."""
+    """One architecture of a rung: its trial, the trial it continues, and its loss (``None`` while pending).
+
+    ``weights`` is the key of weights: those it goes on from while pending, then those it left.
+    """
 
     architecture: Architecture
     parent: int | None = None
     trial: int | None = None
     loss: float | None = None
+    weights: str | None = None
 
 
 @dataclass
@@ -147,7 +151,9 @@ class Halving(Strategy):
             entry = Entry(self._fresh())
             bracket.entries.append(entry)
         entry.trial = self.asked + 1
-        info = {"bracket": bracket.number, "rung": bracket.rung}
+        info: dict[str, Any] = {"bracket": bracket.number, "rung": bracket.rung}
+        if entry.weights is not None:
+            info["weights"] = entry.weights
         return Proposal(entry.architecture, self.fidelities[bracket.rung], entry.parent, info)
 
     def _learn(self, trial: Trial, result: Result) -> None:
@@ -155,6 +161,7 @@ class Halving(Strategy):
         entry = next(entry for entry in bracket.entries if entry.trial == trial.id)
         loss = self._loss(result)
         entry.loss = math.inf if math.isnan(loss) else loss
+        entry.weights = result.weights
         if bracket.is_complete:
             self._promote(bracket)
 
@@ -168,7 +175,7 @@ class Halving(Strategy):
             return
         bracket.rung += 1
         bracket.wanted = len(best)
-        bracket.entries = [Entry(entry.architecture, parent=entry.trial) for entry in best]
+        bracket.entries = [Entry(entry.architecture, parent=entry.trial, weights=entry.weights) for entry in best]
 
     def _state(self) -> dict[str, Any]:
         return {"opened": self.opened, "brackets": [_bracket_to_json(bracket) for bracket in self.brackets]}
@@ -184,15 +191,19 @@ class Halving(Strategy):
                 parent,
                 trial,
                 None if loss is None else number_from_json(loss, "state.loss"),
+                *weights,  # absent in states without weights
             )
-            for architecture, parent, trial, loss in data["entries"]
+            for architecture, parent, trial, loss, *weights in data["entries"]
         ]
         return Bracket(int(data["number"]), int(data["rung"]), int(data["wanted"]), entries)
 
 
 def _bracket_to_json(bracket: Bracket) -> dict[str, Any]:
     entries = [
-        [e.architecture.to_json(), e.parent, e.trial, None if e.loss is None else number_to_json(e.loss)]
+        [
+            *(e.architecture.to_json(), e.parent, e.trial, None if e.loss is None else number_to_json(e.loss)),
+            *([] if e.weights is None else [e.weights]),
+        ]
         for e in bracket.entries
     ]
     return {"number": bracket.number, "rung": bracket.rung, "wanted": bracket.wanted, "entries": entries}

@@ -9,10 +9,11 @@ from mobile_samples import small_family
 
 from archsmith.families import family_table
 from archsmith.families.cells import open_family
+from archsmith.families.modules import open_family as open_module_family
 from archsmith.families.nasnet import nasnet_family
 from archsmith.testing.families import FamilyContract, measured_costs
 
-ATTACHED = {"mobile", "nas-bench-201", "nasnet"}
+ATTACHED = {"deeparchitect", "mobile", "nas-bench-201", "nasnet"}
 
 
 @functools.cache
@@ -49,6 +50,12 @@ class TestNasnetFamily(FamilyContract):
     def family(self):
         # Two blocks: the same rules as five, and a quarter of the time.
         return nasnet_family("search", image=(3, 8, 12), num_classes=5, filters=4, repeats=1, blocks=2)
+
+
+class TestModuleFamily(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        return open_module_family("deeparchitect", image=(3, 5, 6), num_classes=5, space="deepconv", divisor=16)
 
 
 def test_every_family_is_attached():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+import json
 from collections import Counter
 
 import pytest
@@ -61,6 +63,19 @@ def test_the_best_are_promoted_and_name_what_they_continue() -> None:
         assert by_id[trial.parent].architecture == trial.architecture
     best = sorted((toy_score(space, t.architecture) for t in first), reverse=True)[:4]
     assert sorted((toy_score(space, t.architecture) for t in second), reverse=True) == best
+
+
+def test_keys_of_kept_weights_are_passed_on_to_what_continues_them() -> None:
+    make = functools.partial(SuccessiveHalving, flat_space(), fidelities=[1, 2], width=4, eta=2, brackets=1)
+    search = make()
+    for trial in search.ask(4):
+        assert "weights" not in trial.info
+        kept = None if trial.id == 2 else f"key{trial.id}"
+        search.tell(trial.id, Result(metrics={"valid_accuracy": trial.id / 10}, weights=kept))
+        state = json.loads(json.dumps(search.state_dict()))
+        search = make()
+        search.load_state_dict(state)
+    assert [(trial.parent, trial.info.get("weights")) for trial in search.ask(2)] == [(4, "key4"), (3, "key3")]
 
 
 def test_a_rung_waits_for_its_last_result() -> None:
