@@ -308,7 +308,7 @@ def _accuracy_range(epochs: Epochs, *keys: str) -> list[float]:
     values = [100 * epoch[name] for epoch in epochs for name in names if epoch.get(name) is not None]
     later = [100 * epoch[name] for epoch in epochs[len(epochs) // 8 :] for name in names if epoch.get(name) is not None]
     low, high = min(later), max(values)
-    if low - min(values) < 0.25 * (high - low):
+    if low - min(values) < (high - low) / 3:
         low = min(values)
     room = max(1.0, 0.12 * (high - low))
     return [max(-1.0, low - room), min(100.4, high + room)]
