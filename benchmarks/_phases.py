@@ -88,6 +88,7 @@ _TIMED: tuple[tuple[str, object, str], ...] = (
     ("forward and loss", classification, "smoothed_cross_entropy"),
     ("backward", torch.Tensor, "backward"),
     ("optimiser", RMSprop, "step"),
+    ("optimiser", RMSprop, "zero_grad"),
     ("validation and test", ImageClassification, "evaluate"),
     ("recalibration", atomnas, "recalibrate"),
     ("data: augmentation", classification, "augmented"),

@@ -38,6 +38,9 @@ class ScalePenalty:
     Args:
         weights: ``c`` by group name, from ``penalty_weights``; groups that die later are simply no longer asked for.
         scales: The live scale parameters (size,) by group name; ``follow`` replaces them after a cut.
+
+    Attributes:
+        scales: Those in use.
     """
 
     def __init__(self, weights: Mapping[str, float], scales: Mapping[str, Tensor]) -> None:
@@ -46,9 +49,9 @@ class ScalePenalty:
 
     def follow(self, scales: Mapping[str, Tensor]) -> None:
         """Use these scale parameters from now on (after a cut)."""
-        self._names = list(scales)
-        self._scales = [scales[name] for name in self._names]
-        self._c = [self.weights[name] for name in self._names]
+        self.scales = dict(scales)
+        self._scales = list(self.scales.values())
+        self._c = [self.weights[name] for name in self.scales]
 
     @torch.no_grad()
     def value(self) -> float:

@@ -134,6 +134,8 @@ def fit_budget(
     called about log2(number of units) times.
     """
     start = {g.name: (keep[g.name] if keep else torch.ones(g.size, dtype=torch.bool)).clone() for g in atoms}
+    if fits(start):  # nothing to put in order
+        return start
     steps: list[Step] = [[(name, units, False)] for name, units in _removal_order(atoms, scores, start, divisor)]
 
     def mask(count: int) -> Keep:

@@ -357,7 +357,7 @@ class Searcher:
     def _alive(self, *, average_alone: bool = True) -> Keep:
         """Return the living atoms, with every block's minimum and the divisor respected."""
         averages = self._averages()
-        raw = {name: scale.detach().cpu() for name, scale in self._scales().items()}
+        raw = {name: scale.detach().cpu() for name, scale in self.penalty.scales.items()}
         # Once the budget is met there is room for every atom that does anything: only what is plainly dead still goes.
         threshold = min(self.settings.threshold, PLAINLY_DEAD) if self.budget_met else self.settings.threshold
         keep = alive(raw, averages, threshold, average_alone=average_alone)

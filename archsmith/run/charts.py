@@ -334,11 +334,13 @@ def _percent(share: float | None) -> Any:
 
 
 def _accuracy_range(epochs: Epochs, *keys: str) -> list[float]:
-    """Return a range that shows the later epochs well; the first ones may lie below it."""
+    """Return a range that shows the later epochs well; the first ones lie below it when they would crush the rest."""
     names = keys or ("train_accuracy", "valid_accuracy")
     values = [100 * epoch[name] for epoch in epochs for name in names if epoch.get(name) is not None]
     later = [100 * epoch[name] for epoch in epochs[len(epochs) // 8 :] for name in names if epoch.get(name) is not None]
     low, high = min(later), max(values)
+    if low - min(values) < (high - low) / 3:
+        low = min(values)
     room = max(1.0, 0.12 * (high - low))
     return [max(-1.0, low - room), min(100.4, high + room)]
 

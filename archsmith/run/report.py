@@ -6,6 +6,7 @@ The page is derived from the run's folder alone and can be written again at any 
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -204,7 +205,8 @@ def _budget_card(facts: Facts) -> Html:
     for name, limit in facts.result["limits"].items():
         cost = facts.best["costs"]["latency"]["median_ms"] if name == "latency" else facts.best["costs"][RECORDED[name]]
         kept = kept and cost <= limit
-        rows.append(f"{name} {cost:,.10g} of {limit:,.10g} allowed")
+        most = math.floor(limit) if isinstance(cost, int) else limit  # 0.4x of a count is seldom whole
+        rows.append(f"{name} {cost:,.10g} of {most:,.10g} allowed")
     verdict = element("span", "kept" if kept else "broken", class_=f"badge {'good' if kept else 'warning'}")
     return _card("Budget", facts.result["budget"], joined(verdict, " ", "; ".join(rows)))
 
@@ -372,7 +374,13 @@ def _verdict(facts: Facts, key: str) -> str:
             mean, low, high = (100 * min(1.0, max(0.0, value)) for value in interval)
             parts.append(f"The random ones have {mean:.2f} % on average, 95 % interval {low:.2f} to {high:.2f} (t).")
     if uniform:
-        parts.append(f"It is {100 * (searched - uniform[0]):+.2f} points from the uniformly scaled one.")
+        points = 100 * (searched - uniform[0])
+        where = "above" if points > 0 else "below"
+        parts.append(
+            f"It is {abs(points):.2f} points {where} the uniformly scaled one."
+            if round(points, 2)
+            else "It equals the uniformly scaled one."
+        )
     parts.append("One seed each: differences within the intervals are no evidence.")
     return " ".join(parts)
 

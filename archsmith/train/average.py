@@ -47,8 +47,7 @@ class MovingAverage:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         values = averaged(model)
-        shadows = [self.tensors[name] for name in values]
-        torch._foreach_lerp_(shadows, [value.detach() for value in values.values()], 1 - decay)
+        torch._foreach_lerp_([self.tensors[name] for name in values], list(values.values()), 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -65,10 +64,28 @@ class MovingAverage:
 
 
 def averaged(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a moving average covers, by name: parameters and floating point buffers."""
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
-    tensors.update((name, buffer) for name, buffer in model.named_buffers() if buffer.is_floating_point())
-    return tensors
+    """Return what a moving average covers, by name: parameters and floating point buffers.
+
+    Names and order are those of ``named_parameters`` and ``named_buffers``; a shared tensor appears once. One walk over
+    the modules instead of their nested iterators, because this is asked at every training step.
+    """
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    seen: set[int] = set()
+
+    def collect(module: nn.Module, prefix: str) -> None:
+        for source, found in ((module._parameters, parameters), (module._buffers, buffers)):
+            for name, tensor in source.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[prefix + name] = tensor
+        for name, child in module._modules.items():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                collect(child, f"{prefix}{name}.")
+
+    collect(model, "")
+    return {**parameters, **{name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()}}
 
 
 @torch.no_grad()

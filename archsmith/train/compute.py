@@ -159,6 +159,17 @@ class Compute:
         """Return the devices whose random state a training step draws from, besides the CPU."""
         return [] if self.device.type == "cpu" else [self.device]
 
+    def seed_(self, seed: int) -> None:
+        """Seed what ``random_devices`` and the CPU draw from.
+
+        On the CPU its generator alone: ``torch.manual_seed`` also formats a stack trace for a CUDA that may wake later,
+        which takes longer than most of what a step does besides the network.
+        """
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+
 
 def part_of(batch: Batch, part: slice) -> Batch:
     """Return the examples ``part`` of a batch; tensors in its context that have one row per example are cut alike."""

@@ -129,7 +129,7 @@ def train_epoch(
             """Add the gradient of one part; return its loss and metrics."""
             generator = torch.Generator().manual_seed(seed_of(seed, "augment", *where, *names))
             with torch.random.fork_rng(devices=compute.random_devices()):
-                torch.manual_seed(seed_of(seed, "dropout", *where, *names))
+                compute.seed_(seed_of(seed, "dropout", *where, *names))
                 loss, metrics = task.loss(
                     lambda inputs: run(inputs.contiguous(memory_format=memory_format)), part_of(batch, part), generator
                 )

@@ -219,10 +219,10 @@ def test_surviving_atoms_keep_their_weight_in_the_penalty(task):
     searcher = search(task)
     before = dict(searcher.penalty_weights)
     finish(searcher)
-    assert len(searcher.penalty._names) <= len(before)
+    assert len(searcher.penalty.scales) <= len(before)
     assert searcher.penalty_weights == before
-    assert dict(zip(searcher.penalty._names, searcher.penalty._c, strict=True)) == {
-        name: before[name] for name in searcher.penalty._names
+    assert dict(zip(searcher.penalty.scales, searcher.penalty._c, strict=True)) == {
+        name: before[name] for name in searcher.penalty.scales
     }
 
 

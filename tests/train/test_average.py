@@ -62,6 +62,20 @@ def test_parameters_and_running_statistics_are_averaged_counters_are_not():
     assert not any(t.requires_grad for t in average.tensors.values())
 
 
+def test_what_is_averaged_has_the_names_and_the_order_that_torch_lists():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.ReLU())
+    model.again = model[1]  # a module twice
+    model.tied = nn.Module()
+    model.tied.weight = model[0].weight  # a tensor twice
+    model.tied.register_buffer("absent", None)
+    model.gone = None
+    listed = dict(model.named_parameters())
+    listed |= {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    found = averaged(model)
+    assert list(found) == list(listed) and "2.running_mean" in found
+    assert all(found[name] is tensor for name, tensor in listed.items())
+
+
 def test_an_averaged_copy_leaves_the_model_alone():
     family = small_family()
     network, other = built(family, 1), built(family, 2)

@@ -31,6 +31,17 @@ def network():
     return family.build(family.largest(), seed=0)
 
 
+def test_on_the_cpu_its_generator_alone_is_seeded(monkeypatch):
+    def refuse(seed):
+        raise AssertionError("no other device takes part")
+
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    Compute().seed_(11)
+    assert torch.rand(3).equal(expected)
+
+
 def one_step(model, task, compute, rate=0.1, **hooks):
     optimizer = torch.optim.SGD(model.parameters(), rate)
     position = Position()
