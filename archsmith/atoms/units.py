@@ -123,5 +123,10 @@ def with_constraints(groups: Sequence[UnitGroup], constraints: Mapping[str, Mapp
     for group in groups:
         fitting = [name for name in constraints if group.name == name or group.name.startswith(f"{name}.") or not name]
         best = max(fitting, key=len, default=None)
-        changed.append(group if best is None else dataclasses.replace(group, **constraints[best]))
+        given = {} if best is None else constraints[best]
+        changed.append(
+            dataclasses.replace(
+                group, minimum=given.get("minimum", group.minimum), divisor=given.get("divisor", group.divisor)
+            )
+        )
     return changed
