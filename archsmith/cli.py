@@ -351,14 +351,20 @@ def advise(
         return
     step, found = measured(evaluations)
     arenas, command = measured_where()
-    table = Table(title=f"after {step} evaluations, {arenas}", title_justify="left")
-    for column in ("strategy", "regret (random architecture 1, best 0)", "ahead of random search", *found[0].figures):
-        table.add_column(column, overflow="fold", justify="right" if column != "strategy" else "left")
+    table = Table(title=f"after {step} evaluations: {arenas}", title_justify="left")
+    table.add_column("strategy", overflow="fold")
+    table.add_column("regret (average architecture 1, best 0)", justify="right")
+    table.add_column("ahead of random search", justify="right", no_wrap=False)
+    wide = console.width >= 120  # a narrow table of figures with intervals is unreadable
+    for arena in found[0].figures if wide else ():
+        table.add_column(arena.replace("/", "\n"), justify="right", no_wrap=True)
     for row in found:
+        figures = (f"{mean:.2f}\n{low:.2f} to {high:.2f}" for mean, low, high in row.figures.values()) if wide else ()
         style = "bold" if row.strategy == "random" else None
-        figures = (f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in row.figures.values())
         table.add_row(escape(row.strategy), f"{row.regret:.3f}", f"{row.ahead} of {row.arenas}", *figures, style=style)
     console.print(table)
+    if not wide:
+        console.print("The figures of each arena, with their intervals, show in a terminal of 120 columns or more.")
     console.print(f"Use {found[0].strategy}. Other spaces may differ. From: {escape(command)}", soft_wrap=True)
 
 
