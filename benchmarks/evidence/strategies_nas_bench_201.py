@@ -1,6 +1,6 @@
 """Strategies on the real NAS-Bench-201 table, in the simulated time of its paper.
 
-    python benchmarks/strategies_nas_bench_201.py TABLE.parquet [--seeds 500] [--only regularized-evolution]
+    python benchmarks/evidence/strategies_nas_bench_201.py TABLE.parquet [--seeds 500] [--only regularized-evolution]
 
 Objective: the CIFAR-10 validation accuracy of the 12-epoch training. A query costs 12/200 of the recorded training
 time of 200 epochs; the search ends before the query that would exceed 12,000 s. Reported is the 200-epoch accuracy

@@ -5,7 +5,7 @@ of CIFAR-10 beside the checkout, reduced to 16x16 pixels. Every searcher trains 
 seed; a network that was trained before counts as trained (its result comes from a cache by network and is the same to
 the last bit, because all trials share one training seed).
 
-    python benchmarks/deeparchitect.py --data FOLDER --seeds 4 --models 30
+    python benchmarks/evidence/deeparchitect.py --data FOLDER --seeds 4 --models 30
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The reward is the validation accuracy after 12 epochs on CIFAR-10; at the end the cell of the best reward is looked up
 after 200 epochs. Intervals are 95 % over seeds. One core, minutes.
 
-    python benchmarks/controller_nb201.py --table NPZ --seeds 20 --samples 3000
+    python benchmarks/evidence/controller_nb201.py --table NPZ --seeds 20 --samples 3000
 
 ``NPZ`` is the table as NumPy arrays: ``ops`` (15625, 6) with codes in the order of ``NB201_OPERATIONS``, and columns of
 percentages.
