@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,9 @@ class Compute:
         inner: Forward = network
         if self.compile is not None:
             torch.compiler.reset()
-            inner = torch.compile(network, backend=self.compile, dynamic=False)
+            # Inductor's own random numbers would give dropout other masks than the seeds of (epoch, step) name.
+            options: dict[str, Any] | None = {"fallback_random": True} if self.compile == "inductor" else None
+            inner = torch.compile(network, backend=self.compile, dynamic=False, options=options)
         if self.precision == "float32" and self.device.type == "cpu":
             return inner
 

@@ -66,14 +66,15 @@ def test_two_processes_do_what_one_does_with_two_micro_batches(case):
 
 @pytest.mark.slow
 def test_four_parts_are_four_parts_however_they_are_spread():
-    expected = ended(search(Compute(micro_batches=4)))
+    """In float64: sums in another order round differently, and RMSprop makes much of a gradient that is next to zero."""
+    expected = ended(double_(search(Compute(micro_batches=4))))
     for count, micro in ((2, 2), (4, 1)):
         for found in in_processes(
-            lambda workers, micro=micro: ended(search(Compute(workers=workers, micro_batches=micro))), count
+            lambda workers, micro=micro: ended(double_(search(Compute(workers=workers, micro_batches=micro)))), count
         ):
             assert [f["kernels"] for f in found[0]] == [f["kernels"] for f in expected[0]]
             for name, value in expected[1].items():
-                torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-5, msg=name)
+                torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-9, msg=name)
 
 
 def test_the_first_process_decides_what_is_cut(monkeypatch):
@@ -144,11 +145,12 @@ def test_a_compiled_search_is_the_eager_one_before_and_after_a_cut(backend):
     eager = double_(search(Compute(), **options))
     compiled = double_(search(Compute(compile=backend), **options))
     graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
     expected, found, compilations = [], [], []
     for _ in range(3):
         expected.append(eager.advance(Watch()))
         found.append(compiled.advance(Watch()))
-        compilations.append(graphs["unique_graphs"])
+        compilations.append(graphs["unique_graphs"] - before)
     assert [f["cut"] is not None for f in found] == [False, True, False]
     assert [f["kernels"] for f in found] == [f["kernels"] for f in expected]
     assert [f["loss"] for f in found] == pytest.approx([f["loss"] for f in expected], abs=1e-9)
