@@ -66,7 +66,7 @@ def test_two_processes_do_what_one_does_with_two_micro_batches(case):
 
 @pytest.mark.slow
 def test_four_parts_are_four_parts_however_they_are_spread():
-    """In float64: sums in another order round differently, and RMSprop makes much of a gradient that is next to zero."""
+    """In float64: sums in another order round differently, and RMSprop magnifies a gradient next to zero."""
     expected = ended(double_(search(Compute(micro_batches=4))))
     for count, micro in ((2, 2), (4, 1)):
         for found in in_processes(
