@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -17,9 +19,11 @@ from archsmith.atoms.masks import UnitMasks
 from archsmith.atoms.units import UnitGroup
 from archsmith.core.errors import UserError
 from archsmith.evaluate.base import WeightStore
-from archsmith.graph.export import evaluating
 from archsmith.space import Result, Space, Trial
 from archsmith.tasks.base import Batch, Task
+
+_ONE_AT_A_TIME = threading.Lock()
+"""``functional_call`` swaps the tensors of a module while it runs, so threads must take turns."""
 
 
 class MaskedFamily(Protocol):
@@ -54,7 +58,7 @@ class MaskedEvaluator:
     ``metrics``: the mean cross-entropy "loss", and "accuracy" as a fraction, in evaluation mode. They are functions of
     the architecture: every computation has exactly ``lanes`` candidates (a short one is filled up with repeats), so
     that neither company nor order nor the number of workers can change the last bit. No random stream is touched. The
-    trial's seed is not used, since the weights are the parent's.
+    trial's seed is not used, since the weights are the parent's, of which a copy is kept. Threads take turns.
 
     Raises:
         UserError: Groups that masks cannot express (see ``UnitMasks``), or a batch without examples.
@@ -66,8 +70,9 @@ class MaskedEvaluator:
         if len(batch) < 1:
             raise UserError("batch", len(batch), allowed="at least one example")
         self.family, self.batch, self.lanes, self.chunk = family, batch, lanes, chunk
-        self.masked = UnitMasks(family.parent, family.groups)
-        device = next(family.parent.parameters()).device
+        network = copy.deepcopy(family.parent).eval()
+        self.masked = UnitMasks(network, family.groups)
+        device = next(network.parameters()).device
         self._device, self._batch = device, batch.to(device)
 
     def evaluate(self, trial: Trial, *, weights: WeightStore | None = None) -> Result:
@@ -111,7 +116,7 @@ class MaskedEvaluator:
     def _scores(self, masks: Mapping[str, Tensor]) -> tuple[list[float], list[float]]:
         losses = torch.zeros(self.lanes, dtype=torch.float64, device=self._device)
         hits = torch.zeros_like(losses)
-        with evaluating(self.family.parent):
+        with _ONE_AT_A_TIME:
             tensors = vmap(self.masked.tensors)(masks)
             for start in range(0, len(self._batch), self.chunk):
                 inputs = self._batch.inputs[start : start + self.chunk]

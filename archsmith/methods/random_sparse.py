@@ -49,7 +49,9 @@ SYSTEM = {
 }
 
 Parent = Callable[[int], nn.Sequential | tuple[nn.Module, list[UnitGroup]]]
-"""From a seed to a freshly initialised parent: a chain, or any network with its units."""
+"""From a seed to a freshly initialised parent: a chain, or any network with its units.
+
+It is called with torch's global stream set to that seed, so layers may simply be made."""
 
 Contender = Callable[[SubnetworkFamily, int], Architecture]
 """Chooses a sub-network of a family with the given seed."""
@@ -219,7 +221,10 @@ def protocol(
 
     @cache
     def family(pair: int, sparsity: float) -> SubnetworkFamily:
-        made = make(seed_of(settings.seed, "parent", pair))
+        seed = seed_of(settings.seed, "parent", pair)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = make(seed)
         network, groups = made if isinstance(made, tuple) else (made, chain_groups(made))
         shapes: dict[str, Any] = {"image": task.input_shape, "num_classes": task.num_classes}
         return SubnetworkFamily(network, groups, sparsity=sparsity, over=settings.over, **shapes)

@@ -68,6 +68,9 @@ def test_company_order_and_workers_change_no_bit() -> None:
         evaluator.evaluate(Trial(id=1, architecture=point, seed=seed)).metrics for seed, point in enumerate(points)
     ]
     assert together == backwards == alone
+    trials = [Trial(id=i, architecture=points[i % 13]) for i in range(65)]
+    with ThreadPoolExecutor(4) as executor:
+        assert [result.metrics for result in executor.map(evaluator.evaluate, trials)] == alone * 5
     objective = (Objective("loss", "minimize"),)
     serial = run_study(RandomSearch(space, objectives=objective, seed=3), evaluator, budget=20)
     with ThreadPoolExecutor(3) as executor:
