@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from archsmith.core.rng import seed_of
-from archsmith.evaluate.masked import MaskedEvaluator, scoring_batch
+from archsmith.evaluate.masked_parent import MaskedEvaluator, scoring_batch
 from archsmith.evaluate.zero_cost import Batch, ZeroCostEvaluator
 from archsmith.families.subnetworks import SubnetworkFamily
 from archsmith.methods.random_sparse import Contender, Settings, protocol, search, untrained_search

@@ -31,7 +31,7 @@ from archsmith.atoms.units import UnitGroup
 from archsmith.core.errors import ArchsmithError
 from archsmith.core.rng import seed_of
 from archsmith.evaluate.base import Evaluator
-from archsmith.evaluate.masked import MaskedEvaluator, scoring_batch
+from archsmith.evaluate.masked_parent import MaskedEvaluator, scoring_batch
 from archsmith.families.subnetworks import SubnetworkFamily
 from archsmith.run.paired_baseline import PairedBaseline, compare_with_random
 from archsmith.space import Architecture, Objective

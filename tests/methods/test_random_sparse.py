@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from archsmith.atoms.chains import chain_groups
 from archsmith.core.errors import ArchsmithError
-from archsmith.evaluate.masked import MaskedEvaluator, scoring_batch
+from archsmith.evaluate.masked_parent import MaskedEvaluator, scoring_batch
 from archsmith.evaluate.trained import TrainedEvaluator
 from archsmith.evaluate.zero_cost import Batch as ScoreBatch
 from archsmith.evaluate.zero_cost import ZeroCostEvaluator

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from archsmith.atoms.chains import chain_groups
 from archsmith.core.errors import UserError
-from archsmith.evaluate.masked import MaskedEvaluator, scoring_batch
+from archsmith.evaluate.masked_parent import MaskedEvaluator, scoring_batch
 from archsmith.families.subnetworks import SubnetworkFamily
 from archsmith.run.study import run_study
 from archsmith.space import Objective, Trial
