@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import math
 import os
 import platform
 import time
@@ -28,9 +29,9 @@ from archsmith.core.rng import seed_of
 from archsmith.evaluate.masked_parent import MaskedEvaluator, scoring_batch
 from archsmith.evaluate.zero_cost import Batch, ZeroCostEvaluator
 from archsmith.families.subnetworks import SubnetworkFamily
-from archsmith.methods.random_sparse import Contender, Settings, protocol, search, untrained_search
+from archsmith.methods.random_sparse import Contender, Settings, protocol, random_mask, search, untrained_search
 from archsmith.space import Architecture, Objective
-from archsmith.strategies import RandomSearch, RegularizedEvolution
+from archsmith.strategies import RandomSearch, RegularizedEvolution, Strategy
 from archsmith.tasks.vision import ImageClassification
 
 ZERO_COST_EXAMPLES = 64
@@ -66,10 +67,10 @@ def contenders(task: ImageClassification, settings: Settings) -> dict[str, Conte
     batch = scoring_batch(task, settings.examples, seed=seed_of(settings.seed, "score"))
     few = Batch(batch.inputs[:ZERO_COST_EXAMPLES], batch.targets[:ZERO_COST_EXAMPLES])
 
-    def masked(strategy: Callable[..., Any], objective: Objective) -> Contender:
+    def masked(strategy: Callable[..., Strategy], objective: Objective, *, lanes: int, **options: Any) -> Contender:
         def choose(family: SubnetworkFamily, seed: int) -> Architecture:
-            asked = strategy(family.space, objectives=(objective,), seed=seed)
-            return search(asked, MaskedEvaluator(family, batch), draws=settings.draws)
+            asked = strategy(family.space, objectives=(objective,), seed=seed, **options)
+            return search(asked, MaskedEvaluator(family, batch, lanes=lanes), draws=settings.draws)
 
         return choose
 
@@ -80,11 +81,20 @@ def contenders(task: ImageClassification, settings: Settings) -> dict[str, Conte
 
         return choose
 
+    def rescaled(family: SubnetworkFamily, seed: int) -> nn.Module:
+        """Give the random mask's weights the variance that torch draws for as many inputs as are left."""
+        network = family.build(random_mask(family, seed))
+        for (_, whole), (_, part) in zip(family.parent.named_parameters(), network.named_parameters(), strict=True):
+            if part.dim() > 1:
+                part.data *= math.sqrt(whole.shape[1] / part.shape[1])
+        return network
+
     return {
         "search": untrained_search(task, settings),
-        "evolution": masked(RegularizedEvolution, Objective("loss", "minimize")),
-        "largest loss": masked(RandomSearch, Objective("loss", "maximize")),
+        "evolution": masked(RegularizedEvolution, Objective("loss", "minimize"), lanes=1, population=10, tournament=5),
+        "largest loss": masked(RandomSearch, Objective("loss", "maximize"), lanes=8),
         **{name: zero_cost(name) for name in ("naswot", "synflow", "grad_norm")},
+        "rescaled": rescaled,
     }
 
 

@@ -71,6 +71,6 @@ def blobs(*, train: int = 120, test: int = 60, classes: int = 3, side: int = 8, 
     arrays = {}
     for part, n in (("train", train), ("valid", test), ("test", test)):
         labels = np.arange(n) % classes
-        images = 0.4 * patterns[labels] + 0.6 * rng.random((n, 3, side, side))
+        images = 0.12 * patterns[labels] + 0.88 * rng.random((n, 3, side, side))
         arrays |= {f"x_{part}": images.astype(np.float32), f"y_{part}": labels}
     return ImageClassification.from_arrays(**arrays)

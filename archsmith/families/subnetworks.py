@@ -10,11 +10,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from archsmith.atoms.groups import AtomBlock, AtomGroup, Atoms, Slot
-from archsmith.atoms.surgery import cut_
+from archsmith.atoms.plan import plan_cut
+from archsmith.atoms.transaction import apply_
 from archsmith.atoms.units import UnitGroup
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.rng import seed_of
@@ -81,9 +82,11 @@ class SubnetworkFamily:
         """
         wanted = torch.get_default_device()
         network = copy.deepcopy(self.parent)
-        point = self.space.validate(architecture)
+        masks = self.space.masks(self.space.validate(architecture))
+        removed = {name: np.flatnonzero(~mask).tolist() for name, mask in masks.items()}
         with next(network.parameters()).device:  # the cut works on the parent's values
-            _cut_(network, self.groups, self.masks(point))
+            if any(removed.values()):
+                apply_(network, plan_cut(self.groups, removed, network))
         return network.to(wanted).train() if wanted.type == "meta" else network.train()
 
     def fresh(self, architecture: Mapping[str, Any], *, seed: int) -> nn.Module:
@@ -107,17 +110,3 @@ class SubnetworkFamily:
                         f"parent.{name}", Shown(type(module).__name__), allowed="modules with reset_parameters()"
                     )
         return network
-
-
-def _cut_(network: nn.Module, groups: Sequence[UnitGroup], masks: Mapping[str, Tensor]) -> None:
-    """Remove the units outside ``masks``."""
-    atoms = Atoms(
-        tuple(AtomGroup(g.name, g.name, g.size, g.places[0].tensor, tuple(map(_slot, g.places)), {}) for g in groups),
-        tuple(AtomBlock(g.name, (g.name,), g.minimum, "", 0.0) for g in groups),
-    )
-    cut_(network, atoms, dict(masks), collapse=lambda module: None, absorb=False)
-
-
-def _slot(place: Any) -> Slot:
-    rows = place.index.shape[1]
-    return Slot(place.tensor, place.axes[0], rows=rows)

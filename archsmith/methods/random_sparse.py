@@ -17,6 +17,7 @@ the measure of convergence are additions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import pairwise
@@ -53,8 +54,8 @@ Parent = Callable[[int], nn.Sequential | tuple[nn.Module, list[UnitGroup]]]
 
 It is called with torch's global stream set to that seed, so layers may simply be made."""
 
-Contender = Callable[[SubnetworkFamily, int], Architecture]
-"""Chooses a sub-network of a family with the given seed."""
+Contender = Callable[[SubnetworkFamily, int], Architecture | nn.Module]
+"""Chooses a sub-network of a family with the given seed, or makes an untrained network of its own out of the parent."""
 
 
 class Settings(BaseModel):
@@ -135,6 +136,11 @@ def random_mask(family: SubnetworkFamily, seed: int) -> Architecture:
     return RandomSearch(family.space, seed=seed).ask()[0].architecture
 
 
+def fresh_weights(family: SubnetworkFamily, seed: int) -> nn.Module:
+    """Return the control that tells the choice of nodes from the width: the shape of ``random_mask`` in new weights."""
+    return family.fresh(random_mask(family, seed), seed=seed_of(seed, "fresh"))
+
+
 def search(strategy: Strategy, evaluator: Evaluator, *, draws: int) -> Architecture:
     """Return the best of ``draws`` sub-networks by the strategy's objective; the earlier of equals.
 
@@ -158,14 +164,14 @@ def search(strategy: Strategy, evaluator: Evaluator, *, draws: int) -> Architect
             strategy.tell(trial.id, result)
             value = strategy.objective.value(result)
             reasons |= {result.reason} if result.reason else set()
-            if value == value and (best is None or strategy.objective.is_better(value, best[1])):
+            if not math.isnan(value) and (best is None or strategy.objective.is_better(value, best[1])):
                 best = trial.architecture, value
     if best is None:
         raise ArchsmithError(f"none of the {draws} sub-networks could be scored: {'; '.join(sorted(reasons)[:3])}")
     return best[0]
 
 
-def untrained_search(task: Task, settings: Settings = DEFAULTS) -> Contender:
+def untrained_search(task: Task, settings: Settings = DEFAULTS) -> Callable[[SubnetworkFamily, int], Architecture]:
     """Return the published search: the best of N random masks by the untrained score on fixed training examples."""
     batch = scoring_batch(task, settings.examples, seed=seed_of(settings.seed, "score"))
 
@@ -235,15 +241,8 @@ def protocol(
     def chosen(choose: Contender, sparsity: float) -> Callable[[int], list[float]]:
         def measure(pair: int) -> list[float]:
             candidates = family(pair, sparsity)
-            return curve(candidates.build(choose(candidates, seed_of(settings.seed, "masks", pair))), pair)
-
-        return measure
-
-    def fresh(sparsity: float) -> Callable[[int], list[float]]:
-        def measure(pair: int) -> list[float]:
-            candidates = family(pair, sparsity)
-            drawn = random_mask(candidates, seed_of(settings.seed, "masks", pair))
-            return curve(candidates.fresh(drawn, seed=seed_of(settings.seed, "fresh", pair)), pair)
+            found = choose(candidates, seed_of(settings.seed, "masks", pair))
+            return curve(found if isinstance(found, nn.Module) else candidates.build(found), pair)
 
         return measure
 
@@ -254,9 +253,8 @@ def protocol(
 
     reports = {}
     for sparsity in settings.sparsities:
-        measures = {name: chosen(choose, sparsity) for name, choose in contenders.items()}
         reports[sparsity] = compare_with_random(
-            {**measures, "fresh": fresh(sparsity)},
+            {name: chosen(choose, sparsity) for name, choose in {**contenders, "fresh": fresh_weights}.items()},
             chosen(random_mask, sparsity),
             range(settings.parents),
             dense=dense,

@@ -39,7 +39,7 @@ def test_the_masked_parent_is_the_definition() -> None:
     for masks in CASES["closed_form_search"]["input"]["masks"]:
         by_layer = {name: torch.tensor(mask, dtype=torch.bool) for name, mask in zip("13", masks, strict=True)}
         difference = masked(batch.inputs, by_layer) - literal(network, batch.inputs, by_layer)
-        assert float(difference.abs().max()) < 1e-12
+        assert float(difference.detach().abs().max()) < 1e-12
 
 
 def subnetwork(network: nn.Sequential, sparsity: float, seed: int) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -58,7 +58,7 @@ def test_masked_and_cut_agree_in_outputs_and_gradients(make, training: bool) -> 
         inputs, targets = torch.randn(16, 3, 8, 8), torch.arange(16) % 3
         cross_entropy(masked_output := UnitMasks(parent, chain_groups(parent))(inputs, masks), targets).backward()
         cross_entropy(cut_output := cut(inputs), targets).backward()
-        assert float((masked_output - cut_output).abs().max()) < 1e-6
+        assert float((masked_output - cut_output).detach().abs().max()) < 1e-6
         for (name, whole), part in zip(parent.named_parameters(), cut.parameters(), strict=True):
             assert whole.grad is not None and part.grad is not None
             kept = whole.grad
@@ -72,7 +72,7 @@ def test_masked_and_cut_agree_in_outputs_and_gradients(make, training: bool) -> 
 
 
 def test_twenty_steps_of_training_agree() -> None:
-    parent = chain(192, 64, 48, 3)
+    parent = chain(192, 32, 24, 3)
     cut, masks = subnetwork(parent, 0.8, 0)
     masked = UnitMasks(parent, chain_groups(parent))
     optimizers = [torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9) for network in (parent, cut)]

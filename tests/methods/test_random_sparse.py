@@ -48,12 +48,15 @@ def test_it_is_listed_as_a_protocol() -> None:
 def test_the_best_of_n_does_not_get_worse_with_n() -> None:
     task, family = blobs(), family_of()
     evaluator = MaskedEvaluator(family, scoring_batch(task, 60, seed=0))
-    losses = []
-    for draws in (1, 2, 5, 13, 40):
-        found = search(RandomSearch(family.space, objectives=(SMALL.objective,), seed=7), evaluator, draws=draws)
-        losses.append(evaluator.evaluate(Trial(id=1, architecture=found)).metrics["loss"])
-    assert losses == sorted(losses, reverse=True)
-    assert losses[0] > losses[-1]
+    gained = 0.0
+    for seed in range(4):
+        losses = []
+        for draws in (1, 2, 5, 13, 40):
+            strategy = RandomSearch(family.space, objectives=(SMALL.objective,), seed=seed)
+            losses.append(evaluator.evaluate_many([search(strategy, evaluator, draws=draws)])[0].metrics["loss"])
+        assert losses == sorted(losses, reverse=True)
+        gained += losses[0] - losses[-1]
+    assert gained > 0
 
 
 def test_one_draw_is_the_random_control_bit_by_bit() -> None:
@@ -151,10 +154,11 @@ def test_where_nodes_differ_a_search_by_trained_accuracy_wins() -> None:
 
 
 def test_where_nodes_are_alike_nothing_is_gained() -> None:
-    """Twenty parents: the untrained search is level with chance within three standard errors."""
-    settings = SMALL.model_copy(update={"parents": 20, "epochs": 3, "draws": 20})
-    row = protocol(blobs(train=200, test=200), settings)[0.5]["search"]
-    assert abs(row.difference) <= 3 * row.difference_stderr + 1e-9, row
+    """Twelve parents: the untrained search is level with chance within three standard errors."""
+    settings = SMALL.model_copy(update={"parents": 12, "draws": 20})
+    row = protocol(blobs(test=300), settings)[0.5]["search"]
+    assert 0.34 < row.mean < 0.9, "a task on which every network is perfect, or none learns, shows nothing"
+    assert 0 < abs(row.difference) <= 3 * row.difference_stderr, row
 
 
 def test_channels_of_a_convolutional_parent_and_other_scorers() -> None:
