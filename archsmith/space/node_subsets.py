@@ -47,8 +47,10 @@ class NodeSubsetSpace(Space):
         kept: Nodes to keep by layer; or one number for the whole network, with at least one node in every layer.
         name: Name of the space.
 
-    ``sample`` is uniform in both cases; ``size`` is exact. Single decisions of a space with one number for the whole
-    network cannot change their size alone, so a mutation may there touch two layers.
+    ``sample`` is uniform in both cases; ``size`` is exact. With one number for the whole network a layer's size cannot
+    change alone, so a mutation may touch two layers, and what a layer may keep depends on the choices before it:
+    learned controllers, which need the same options each time, refuse such a space. Strategies that list all options
+    of a decision (plain tree search) are for small layers only.
 
     Raises:
         UserError: No layer, or a number that cannot be kept.

@@ -13,8 +13,19 @@ import numpy as np
 import pytest
 
 from archsmith.core.errors import UserError
-from archsmith.space import EncodingKind, Space
+from archsmith.space import EncodingKind, Result, Space
 from archsmith.space.node_subsets import NodeSubsetSpace, kept_nodes
+from archsmith.strategies import (
+    PPO,
+    GridSearch,
+    LocalSearch,
+    Nsga2,
+    RandomSearch,
+    RegularizedEvolution,
+    Reinforce,
+    Strategy,
+    TpeSearch,
+)
 from archsmith.testing.space import SpaceContract
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "random-sparse.json").read_text())
@@ -125,3 +136,24 @@ def test_nothing_removed_has_no_mutant() -> None:
     space = NodeSubsetSpace({"a": 2}, {"a": 2})
     with pytest.raises(UserError, match="one that keeps every node"):
         space.mutate(space.sample(np.random.default_rng(0)), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "kind", [GridSearch, LocalSearch, Nsga2, PPO, RandomSearch, RegularizedEvolution, Reinforce, TpeSearch]
+)
+def test_strategies_search_it_and_resume(kind: type[Strategy]) -> None:
+    space = NodeSubsetSpace({"a": 24, "b": 16}, {"a": 12, "b": 4})
+    strategy = kind(space, seed=1)
+    for _ in range(4):
+        for trial in strategy.ask(3):
+            assert space.contains(trial.architecture)
+            strategy.tell(trial.id, Result(metrics={"valid_accuracy": float(sum(trial.architecture["b"]))}))
+    again = kind(space, seed=1)
+    again.load_state_dict(json.loads(json.dumps(strategy.state_dict())))
+    assert [trial.architecture for trial in again.ask(3)] == [trial.architecture for trial in strategy.ask(3)]
+
+
+def test_a_controller_says_that_sizes_must_not_vary() -> None:
+    strategy = PPO(NodeSubsetSpace({"a": 6, "b": 6}, 6), seed=0)
+    with pytest.raises(UserError, match="must always offer the same list"):
+        strategy.ask(20)
