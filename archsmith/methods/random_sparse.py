@@ -29,7 +29,7 @@ from torch import nn
 
 from archsmith.atoms.chains import chain_groups
 from archsmith.atoms.units import UnitGroup
-from archsmith.core.errors import ArchsmithError
+from archsmith.core.errors import ArchsmithError, UserError
 from archsmith.core.rng import seed_of
 from archsmith.evaluate.base import Evaluator
 from archsmith.evaluate.masked_parent import MaskedEvaluator, scoring_batch
@@ -220,18 +220,27 @@ def protocol(
         settings: Settings.
         parent: Makes the parents; a perceptron of the ``settings.hidden`` widths by default.
         contenders: By name who chooses sub-networks; {"search": untrained_search(task, settings)} by default.
+
+    Raises:
+        UserError: A contender has the name of a control, or task, parent and settings do not fit.
+        Diverged: The loss of a training became NaN or infinite.
     """
+    if contenders is not None and "fresh" in contenders:
+        raise UserError("contenders", "fresh", allowed="other names; this is a control")
     contenders = {"search": untrained_search(task, settings)} if contenders is None else contenders
     pixels = task.input_shape[0] * task.input_shape[1] * task.input_shape[2]
     make = parent or (lambda seed: perceptron((pixels, *settings.hidden, task.num_classes), seed=seed))
 
     @cache
-    def family(pair: int, sparsity: float) -> SubnetworkFamily:
+    def parent_of(pair: int) -> tuple[nn.Module, list[UnitGroup]]:
         seed = seed_of(settings.seed, "parent", pair)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made = make(seed)
-        network, groups = made if isinstance(made, tuple) else (made, chain_groups(made))
+        return made if isinstance(made, tuple) else (made, chain_groups(made))
+
+    def family(pair: int, sparsity: float) -> SubnetworkFamily:
+        network, groups = parent_of(pair)
         shapes: dict[str, Any] = {"image": task.input_shape, "num_classes": task.num_classes}
         return SubnetworkFamily(network, groups, sparsity=sparsity, over=settings.over, **shapes)
 

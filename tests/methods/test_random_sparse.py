@@ -12,7 +12,7 @@ from shared_data import cifar10_arrays
 from torch import Tensor, nn
 
 from archsmith.atoms.chains import chain_groups
-from archsmith.core.errors import ArchsmithError
+from archsmith.core.errors import ArchsmithError, UserError
 from archsmith.evaluate.masked_parent import MaskedEvaluator, scoring_batch
 from archsmith.evaluate.trained import TrainedEvaluator
 from archsmith.evaluate.zero_cost import Batch as ScoreBatch
@@ -178,6 +178,17 @@ def test_channels_of_a_convolutional_parent_and_other_scorers() -> None:
     report = protocol(task, settings, parent=make, contenders=contenders)[0.5]
     assert [row.name for row in report.rows] == ["search", "naswot", "fresh", "random", "dense"]
     assert all(0 <= final <= 1 for row in report.rows for final in row.finals)
+
+
+def test_a_contender_may_bring_a_network_but_not_the_name_of_a_control() -> None:
+    def own(family: SubnetworkFamily, seed: int) -> nn.Module:
+        return family.build(random_mask(family, seed))
+
+    report = protocol(blobs(), SMALL, contenders={"own": own})[0.5]
+    assert report["own"].finals == report["random"].finals
+    for name in ("fresh", "random", "dense"):
+        with pytest.raises(UserError, match="control"):
+            protocol(blobs(), SMALL.model_copy(update={"parents": 2, "epochs": 1}), contenders={name: own})
 
 
 @pytest.mark.parametrize("kind", [LocalSearch, RegularizedEvolution])
