@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--parents", type=int, default=2)
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.9])
     parser.add_argument("--only", nargs="*", help="contenders that take part; all when left out")
     parser.add_argument("--json", type=Path, help="file for all figures")
@@ -116,7 +117,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     task = cifar10_subset(given.data, 16 if given.cnn else 8)
-    names = ("parents", "draws", "epochs")
+    names = ("parents", "draws", "epochs", "seed")
     settings = Settings(
         hidden=(256, 256), sparsities=tuple(given.sparsities), **{name: getattr(given, name) for name in names}
     )
