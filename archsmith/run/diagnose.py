@@ -26,6 +26,8 @@ STANDARD_ERRORS = 2.0
 """Differences of accuracies below this many binomial standard errors are not spoken of."""
 
 _WINDOW = 0.2  # part of the comparable epochs that a trend is judged by
+_BY_HEART = 0.99  # accuracy of training batches from which nothing is left to learn from them
+_WIDE_GAP = 0.15  # below that, validation accuracy far behind
 _SHORTEST = 10  # comparable epochs below which no trend is judged
 
 
@@ -129,6 +131,7 @@ def diagnose(
         _noisy_latency,
         _still_improving,
         _past_its_best,
+        _by_heart,
     )
     found = [finding for check in checks for finding in check(seen)]
     return sorted(found, key=lambda finding: finding.level != "warning")
@@ -325,6 +328,24 @@ def _past_its_best(seen: _Seen) -> Iterator[Finding]:
         f"Around epochs {first} to {first + width - 1} validation accuracy was {_percent(means[best])} on average; the "
         f"last {width} epochs have {_percent(means[-1])}. The same network got worse: it overfits.",
         seen.with_setting("weight_decay", f"{10 * decay:.3g}") if decay else _reseeded(seen),
+    )
+
+
+def _by_heart(seen: _Seen) -> Iterator[Finding]:
+    """Nothing is left to learn from the training images, much from others."""
+    learned = [e for e in seen.comparable() if (e.get("train_accuracy") or 0.0) >= _BY_HEART]
+    total = seen.setting("epochs")
+    if not learned or not total or "valid_accuracy" not in learned[-1]:
+        return
+    valid = learned[-1]["valid_accuracy"]
+    if _BY_HEART - valid < _WIDE_GAP:
+        return
+    yield Finding(
+        "note",
+        "The training images are learned by heart",
+        f"From epoch {learned[0]['epoch'] + 1} on training batches are {_percent(_BY_HEART)} right or more, validation "
+        f"images {_percent(valid)}: architectures hardly differ then. More images or augmentation say more than more epochs.",
+        seen.with_setting("epochs", max(_SHORTEST, learned[0]["epoch"])),
     )
 
 

@@ -126,6 +126,14 @@ def past_its_best(run: dict[str, Any]) -> None:
         epoch["valid_accuracy"] = 0.9
 
 
+def by_heart(run: dict[str, Any]) -> None:
+    metrics(run).update(valid_accuracy=0.7, test_accuracy=0.7)
+    run["result"]["figures"] = {}
+    for epoch in run["epochs"]:
+        epoch["valid_accuracy"] = 0.7 - 0.5 * 0.6 ** epoch["epoch"]
+        epoch["train_accuracy"] = 0.99 if epoch["epoch"] >= 20 else 0.9
+
+
 def diverging(run: dict[str, Any]) -> None:
     for epoch in run["epochs"][22:]:
         epoch["loss"] = 0.9
@@ -160,6 +168,7 @@ CASES: list[tuple[Callable[[dict[str, Any]], None], str, str, str, str]] = [
         r"15 to 18 .* 94\.98 %.*90\.00 %",
         "--set weight_decay=0.0001 ",
     ),
+    (by_heart, "note", "The training images are learned by heart", r"epoch 21 .* 70\.00 %", "--set epochs=20 "),
     (diverging, "warning", "The training loss rises again", r"0\.900 over the last 4", "--set lr=0.01 "),
     (no_learning, "warning", "The network learned nothing", r"11\.00 %; guessing .* 10\.00 %", "--set lr=0.01 "),
 ]
