@@ -24,6 +24,9 @@ from torch import Tensor, nn
 
 Execution = Literal["patterns", "sparse"]
 
+_PANEL = 1024
+"""Output pixels that one sparse product computes on a CPU, or one image if it has more."""
+
 
 class PatternConv2d(nn.Module):
     """Convolution over stored kernels; kernels are listed filter by filter.
@@ -222,9 +225,14 @@ class PatternConv2d(nn.Module):
             for axis in (0, 1)
         )
         used, matrix = self._sparse_matrix()
-        columns = torch.stack([self._shifted(x, position, height, width).transpose(0, 1) for position in used])
-        flat = columns.reshape(len(used) * self.in_channels, -1)
-        return (matrix @ flat).view(self.out_channels, len(x), height, width).transpose(0, 1)
+        # A few images at a time: the gathered columns then stay in the processor's cache, several times faster.
+        images = max(1, _PANEL // (height * width)) if x.device.type == "cpu" else max(1, len(x))
+        parts = []
+        for some in x.split(images):
+            columns = torch.stack([self._shifted(some, position, height, width).transpose(0, 1) for position in used])
+            product = matrix @ columns.reshape(len(used) * self.in_channels, -1)
+            parts.append(product.view(self.out_channels, len(some), height, width).transpose(0, 1))
+        return torch.cat(parts)
 
     def _shifted(self, x: Tensor, position: int, height: int, width: int) -> Tensor:
         """Return the padded input as the 1x1 convolution of this position sees it."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -492,28 +496,57 @@ def test_training_is_resumed_with_the_same_bits(tmp_path: Path) -> None:
         return small_network(1, seed=0, widths=(4, 6, 6, 6))
 
     whole = train(network(), digits(), settings, recipe)
-    for kill_after in (1, 2):
 
-        class Stop(Exception):
-            pass
+    class Stop(Exception):
+        pass
 
-        def stop(training: PrunedTraining, after: int = kill_after) -> None:
-            if training.position.epoch == after:
-                raise Stop
+    def stop(training: PrunedTraining) -> None:
+        raise Stop
 
-        folder = tmp_path / str(kill_after)
-        with pytest.raises(Stop):
-            train(network(), digits(), settings, recipe, folder=folder, on_epoch=stop)
-        resumed = train(network(), digits(), settings, recipe, folder=folder)
-        assert resumed.history == whole.history
-        for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
-            assert torch.equal(a, b)
-        assert (folder / "pruned" / "patterns.json").is_file()
+    with pytest.raises(Stop):
+        train(network(), digits(), settings, recipe, folder=tmp_path, on_epoch=stop)
+    resumed = train(network(), digits(), settings, recipe, folder=tmp_path)
+    assert resumed.history == whole.history
+    for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert (tmp_path / "pruned" / "patterns.json").is_file()
     with pytest.raises(UserError, match=r"folder: got .*; allowed: a new folder, or that of this very training"):
-        train(network(), digits(), settings, recipe, seed=1, folder=tmp_path / "1")
-    (tmp_path / "1" / "training.safetensors").write_bytes(b"damaged")
+        train(network(), digits(), settings, recipe, seed=1, folder=tmp_path)
+    (tmp_path / "training.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match="allowed: a file that this function wrote"):
-        train(network(), digits(), settings, recipe, folder=tmp_path / "1")
+        train(network(), digits(), settings, recipe, folder=tmp_path)
+
+
+KILLED = """
+import os, signal, sys
+from clicktrain_samples import digits, small_network
+from archsmith.methods.clicktrain import Recipe, Settings, train
+
+settings = Settings(regularise_from=1, prune_from=2, strength=4e-3, kernels=50)
+recipe = Recipe(epochs=3, batch_size=128, lr=0.05, drops=(), weight_decay=0.0)
+
+def kill(training):
+    if training.position.epoch == 2:
+        training.task.loss = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)  # in the first step of epoch 3
+
+train(small_network(1, seed=0, widths=(4, 6)), digits(), settings, recipe, folder=sys.argv[1], on_epoch=kill)
+"""
+
+
+def test_a_killed_training_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    settings = Settings(regularise_from=1, prune_from=2, strength=4e-3, kernels=50)
+    recipe = RECIPE.model_copy(update={"epochs": 3, "batch_size": 128})
+    resumed = train(small_network(1, seed=5, widths=(4, 6)), digits(), settings, recipe, folder=tmp_path)
+    whole = train(small_network(1, seed=0, widths=(4, 6)), digits(), settings, recipe)
+    assert resumed.history == whole.history
+    for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_mixup_and_smoothing_are_switched(monkeypatch: pytest.MonkeyPatch) -> None:
