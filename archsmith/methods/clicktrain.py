@@ -23,10 +23,10 @@ The compiler that turns patterns into fast code is not part of this; what it nee
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import safetensors.torch
 import torch
@@ -48,6 +48,7 @@ from archsmith.atoms.pattern_file import KernelChoice, packed_model, save_packed
 from archsmith.atoms.prunable import chosen_convolutions, convolutions, unwrapped, weight_of
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import write_atomic
+from archsmith.cost import count
 from archsmith.layers.pattern_conv import Execution
 from archsmith.tasks.augment import changed_augment
 from archsmith.tasks.base import Task
@@ -81,8 +82,12 @@ class Settings(BaseModel):
         regularise_from: E1, the epoch with whose first batch the masks are chosen (published: after the first fall of
             the learning rate).
         prune_from: E2, the first epoch under hard masks; the same as E1 prunes without the lasso.
-        strength: Lambda of the group lasso. It multiplies a sum over all kernels and all steps of stage 2, so a short
-            training needs more: 1.5e-4 to 6.5e-4 published for 13 to 88 epochs, 4e-3 for 4 epochs of a small network.
+        strength: Lambda of the group lasso. It multiplies a sum over all kernels, and what it does adds up over the
+            steps of stage 2: the norm of a group moves by at most ``lr / (1 - momentum) * strength`` a step. Keep the
+            sum of that over the stage: 0.92, 1.84 and 0.68 in the published trainings of VGG-11, VGG-13 and ResNet-32.
+            So a short training needs a larger strength.
+        decoupled: Apply the lasso as a proximal step after the optimiser's, not as a gradient: for Adam and its kind,
+            which would normalise it away. Published is the gradient, with SGD.
         kernels: Percent of the kernels that go: one number for all layers, or for each by its name (layers that are not
             named are left whole). None: ``ratio`` decides.
         ratio: Convolution weights of the whole network over those that stay, reached by ranking the kernels of all
@@ -100,6 +105,7 @@ class Settings(BaseModel):
     regularise_from: int = Field(default=65, ge=0)
     prune_from: int = Field(default=143, ge=0)
     strength: float = Field(default=3.5e-4, ge=0, allow_inf_nan=False)
+    decoupled: bool = False
     kernels: float | dict[str, float] | None = None
     ratio: float | None = Field(default=None, gt=1, allow_inf_nan=False)
     patterns: int = Field(default=4, ge=1, le=126)
@@ -179,10 +185,8 @@ def choose(scores: Mapping[str, Tensor], settings: Settings, *, budget: int | No
     pool = pattern_pool(settings.pool, settings.patterns, scores=_of_3x3(scores), centre=settings.centre)
     if budget is not None:
         percent = percents_by_ranking(scores, {name: _per_kernel(s.shape) for name, s in scores.items()}, budget)
-    elif isinstance(settings.kernels, dict):
-        percent = dict(settings.kernels)
     else:
-        percent = dict.fromkeys(scores, float(settings.kernels or 0.0))
+        percent = _percents(settings, scores)
     choices = {}
     for name, score in scores.items():
         # Every kernel gets a pattern, the removed ones too: their lasso counts both.
@@ -258,12 +262,12 @@ class ClickTrain:
         self._budget = _budget(model, self.layers, settings.ratio)
         self._lasso: ComplementLasso | None = None
         self._hard: HardMasks | None = None
+        self._shrink = False
 
     @property
     def stage(self) -> Stage:
         """The stage of the next step, or of the one being done."""
-        name = self.phases.at(self.steps // self.steps_per_epoch).name
-        return "plain" if name == "plain" else "regularise" if name == "regularise" else "prune"
+        return cast(Stage, self.phases.at(self.steps // self.steps_per_epoch).name)
 
     @property
     def mixup(self) -> float:
@@ -284,10 +288,17 @@ class ClickTrain:
             if decision is not None:
                 self._take(decision)
         elif self.stage == "regularise" and self._lasso is not None:
-            self._lasso.add_gradient_(self.settings.strength)
+            if self.settings.decoupled:
+                self._shrink = True
+            else:
+                self._lasso.add_gradient_(self.settings.strength)
 
     def after_step(self) -> None:
         """After ``optimizer.step()``, also when a scaler skipped it: apply the masks in the last stage."""
+        if self._shrink and self._lasso is not None:
+            rates = {id(p): float(group["lr"]) for group in self.optimizer.param_groups for p in group["params"]}
+            self._lasso.shrink_([self.settings.strength * rates.get(id(w), 0.0) for w, _ in self._lasso.layers])
+            self._shrink = False
         if self.stage == "prune" and self._hard is not None:
             self._hard.apply_(self.optimizer)
         self.steps += 1
@@ -327,6 +338,26 @@ class ClickTrain:
             "pool": None if self.decision is None else self.decision.pool,
             "layers": rows,
         }
+
+    def macs(self, inputs: Tensor) -> dict[str, int]:
+        """Return the multiply-accumulates of one example: with all weights, and with those that are not zero alone.
+
+        The second number is what an execution could do, not what a dense convolution saves: its zeros are multiplied
+        like any other weight. Time is to be measured.
+
+        Args:
+            inputs: An example batch of size 1.
+
+        Returns:
+            "dense" and "nonzero".
+        """
+        counts = count(unwrapped(self.model), inputs)
+        own = {layer.name: layer.macs for layer in counts.layers}
+        zero = 0
+        for one in convolutions(self.model):
+            weights = one.module.weight.numel()
+            zero += own[one.name] * (weights - int(one.module.weight.detach().count_nonzero())) // weights
+        return {"dense": counts.macs, "nonzero": counts.macs - zero}
 
     def packed(self, *, execution: Execution = "sparse") -> nn.Module:
         """Return a copy of the network whose pruned layers store and compute only what stays.
@@ -427,17 +458,18 @@ def plan(model: nn.Module, settings: Settings) -> dict[str, Any]:
             "kernels", None, allowed="percentages of kernels: with ratio the layers are chosen in the training"
         )
     names = settings.kernels if isinstance(settings.kernels, dict) else None
-    chosen = {one.name for one in chosen_convolutions(model, names=names, exclude=settings.exclude)}
+    chosen = [one.name for one in chosen_convolutions(model, names=names, exclude=settings.exclude)]
+    percents = _percents(settings, chosen)
     rows = {}
     for one in convolutions(model):
-        shape, whole = one.module.weight.shape, one.name not in chosen
-        percent = settings.kernels[one.name] if isinstance(settings.kernels, dict) and not whole else settings.kernels
-        kept = shape.numel() if whole else kept_weights(shape, float(percent), per_kernel=_per_kernel(shape))  # type: ignore[arg-type]
+        shape, percent = one.module.weight.shape, percents.get(one.name)
         rows[one.name] = {
             "weights": shape.numel(),
-            "nonzero": kept,
-            "percent": None if whole else percent,
-            "kept": (one.kept or "not chosen") if whole else "",
+            "nonzero": shape.numel()
+            if percent is None
+            else kept_weights(shape, percent, per_kernel=_per_kernel(shape)),
+            "percent": percent,
+            "kept": "" if percent is not None else one.kept or "not chosen",
         }
     return {**_ratios(rows), "layers": rows}
 
@@ -660,6 +692,14 @@ def published_settings(name: str, network: nn.Module) -> tuple[Settings, Recipe]
         )
     kernels = {layer: float(percent) for layer, percent in zip(layers, published["kernels"], strict=True)}
     return Settings(kernels=kernels, **published["settings"]), Recipe(**published["recipe"])
+
+
+def _percents(settings: Settings, layers: Iterable[str]) -> dict[str, float]:
+    """Return the percent of kernels that go, by layer."""
+    if isinstance(settings.kernels, dict):
+        return {name: settings.kernels[name] for name in layers}
+    assert settings.kernels is not None
+    return dict.fromkeys(layers, settings.kernels)
 
 
 def _per_kernel(shape: torch.Size | tuple[int, ...]) -> int:

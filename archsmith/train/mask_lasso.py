@@ -44,6 +44,20 @@ def _norms(removed: Tensor, leading: int, eps: float) -> Tensor:
     return (groups.square().sum(-1) + eps).sqrt()
 
 
+@torch.no_grad()
+def complement_shrink_(weight: Tensor, mask: Tensor, step: float, *, leading: int = 2) -> None:
+    """Shorten the norm of every group of removed weights by ``step``, to zero at the shortest; kept ones do not move.
+
+    The proximal form of the same penalty (group soft threshold).
+    """
+    if step == 0.0:
+        return
+    norms = _norms(weight.masked_fill(mask, 0.0), leading, 0.0)
+    factors = (1.0 - step / norms).clamp_min_(0.0)  # a norm of zero gives -inf, hence the factor 0
+    factors = factors.reshape(*factors.shape, *[1] * (weight.dim() - leading))
+    weight.copy_(torch.where(mask, weight, weight * factors))
+
+
 class ComplementLasso:
     """The penalty over many layers, each with one or more masks that count separately.
 
@@ -57,7 +71,7 @@ class ComplementLasso:
         self, layers: Iterable[tuple[Tensor, Sequence[Tensor]]], *, leading: int = 2, eps: float = EPS
     ) -> None:
         self.leading, self.eps = leading, eps
-        self.layers = [(weight, [mask.to(weight.device) for mask in masks]) for weight, masks in layers]
+        self.layers = [(weight, list(masks)) for weight, masks in layers]
 
     def value(self) -> Tensor:
         """Return the penalty as a scalar with a gradient.
@@ -65,7 +79,7 @@ class ComplementLasso:
         Add ``strength`` times it to a loss, or use ``add_gradient_``, not both.
         """
         sums = [
-            complement_lasso(weight, mask, leading=self.leading, eps=self.eps)
+            complement_lasso(weight, mask.to(weight.device), leading=self.leading, eps=self.eps)
             for weight, masks in self.layers
             for mask in masks
         ]
@@ -81,6 +95,20 @@ class ComplementLasso:
         if strength == 0.0:
             return
         for weight, masks in self.layers:
+            masks[:] = [mask.to(weight.device) for mask in masks]  # the model may have moved
             for mask in masks:
                 part = complement_lasso_gradient(weight, mask, leading=self.leading, eps=self.eps).mul_(strength)
                 weight.grad = part if weight.grad is None else weight.grad.add_(part)
+
+    @torch.no_grad()
+    def shrink_(self, steps: Sequence[float]) -> None:
+        """Do the proximal step after the optimiser's: for optimisers that normalise gradients (Adam, RMSprop).
+
+        As a gradient the penalty would be divided by the size of the loss's gradient there, and stop being a norm's.
+
+        Args:
+            steps: Learning rate times strength, for each pair of ``layers``.
+        """
+        for (weight, masks), step in zip(self.layers, steps, strict=True):
+            for mask in masks:
+                complement_shrink_(weight, mask.to(weight.device), step, leading=self.leading)

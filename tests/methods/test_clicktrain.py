@@ -160,6 +160,10 @@ def test_three_lines_in_a_loop_prune_in_three_stages() -> None:
     assert report["removed_but_not_zero"] == 0 and report["layers"]["0"]["nonzero"] == 3 * 6 * 9
     assert report["layers"]["2"]["nonzero"] == 4 * (48 - 20)
     assert report["ratio"] == pytest.approx(plan(loop.model, SETTINGS)["ratio"])
+    pixels = {"0": 36, "2": 36, "5": 36, "7": 9}
+    nonzero = 6 * 9 * 4 + sum(report["layers"][name]["nonzero"] * count for name, count in pixels.items())
+    assert loop.click.macs(torch.zeros(1, 3, 6, 6))["nonzero"] == nonzero
+    assert loop.click.macs(torch.zeros(1, 3, 6, 6))["dense"] == 36 * (162 + 432 + 64) + 9 * 432 + 6 * 9 * 4
 
 
 def test_the_choice_uses_the_clean_gradients_of_its_batch_and_takes_a_plain_step() -> None:
@@ -209,6 +213,28 @@ def test_without_strength_it_is_train_prune_finetune() -> None:
                 literal.click.layers[name].weight.data.mul_(mask)
     for a, b in zip(loop.model.parameters(), literal.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_decoupled_lasso_leaves_adam_alone() -> None:
+    def loop(**changes) -> Loop:
+        made = Loop(SETTINGS.model_copy(update=changes))
+        made.optimizer = torch.optim.AdamW(made.model.parameters(), lr=0.05)
+        made.click.optimizer = made.optimizer
+        made.steps(5)  # the choice in step 4, then one step with the lasso
+        return made
+
+    plain, coupled, decoupled = loop(strength=0.0), loop(strength=1.0), loop(strength=1.0, decoupled=True)
+    assert plain.click.decision is not None
+    for name, module in decoupled.click.layers.items():
+        other = plain.model.get_submodule(name).weight.detach()
+        masks = masks_of(other, plain.click.decision.choices[name], plain.click.decision.pool)
+        kept = torch.stack(masks).all(0)
+        assert torch.equal(module.weight.detach()[kept], other[kept])
+        removed = ~masks[0][:, :, 0, 0]
+        before, after = (w.flatten(2).norm(dim=-1)[removed] for w in (other, module.weight.detach()))
+        assert (after <= (before - 0.05).clamp_min(0) + 1e-6).all()
+        # As a gradient it is divided by its own size: about lr for every removed weight, whatever its group's norm.
+        assert not torch.allclose(coupled.model.get_submodule(name).weight, module.weight, atol=1e-3)
 
 
 def test_all_patterns_without_kernels_equals_the_four_best_of_every_kernel() -> None:

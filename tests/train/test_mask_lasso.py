@@ -77,3 +77,22 @@ def test_it_adds_to_a_gradient_and_strength_zero_adds_nothing() -> None:
     lasso.add_gradient_(0.5)
     assert torch.allclose(weight.grad, 1 + 0.5 * complement_lasso_gradient(weight, by_pattern))
     assert float(ComplementLasso([]).value()) == 0.0
+
+
+def test_the_proximal_step_shortens_norms_and_stops_at_zero() -> None:
+    weight, by_pattern, _ = case()
+    lasso = ComplementLasso([(weight, [by_pattern])])
+    start = weight.detach().clone()
+
+    def norms(of: torch.Tensor) -> torch.Tensor:
+        return (of * ~by_pattern).flatten(2).norm(dim=-1)
+
+    lasso.shrink_([0.3])
+    assert torch.allclose(norms(weight.detach()), (norms(start) - 0.3).clamp_min(0))
+    assert torch.equal(weight.detach()[by_pattern], start[by_pattern])
+    for _ in range(30):
+        lasso.shrink_([0.3])
+    assert torch.equal(weight.detach(), start * by_pattern)
+    for step in (0.3, 0.0):  # of zeros
+        lasso.shrink_([step])
+    assert torch.equal(weight.detach(), start * by_pattern)
