@@ -59,6 +59,7 @@ from archsmith.train.mask_lasso import ComplementLasso
 from archsmith.train.phases import Phase, PhaseSchedule
 from archsmith.train.schedules import dropped
 from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
+from archsmith.train.workers import refuse_unrepeatable
 
 SYSTEM = {
     "slug": "clicktrain",
@@ -356,7 +357,7 @@ class ClickTrain:
         zero = 0
         for one in convolutions(self.model):
             weights = one.module.weight.numel()
-            zero += own[one.name] * (weights - int(one.module.weight.detach().count_nonzero())) // weights
+            zero += own.get(one.name, 0) * (weights - int(one.module.weight.detach().count_nonzero())) // weights
         return {"dense": counts.macs, "nonzero": counts.macs - zero}
 
     def packed(self, *, execution: Execution = "sparse") -> nn.Module:
@@ -403,6 +404,7 @@ class ClickTrain:
         if "steps" not in state or (kept and {name: tuple(mask.shape) for name, mask in kept.items()} != expected):
             raise UserError("state", Shown(f"masks of {sorted(kept)}"), allowed=f"those of {sorted(expected)}")
         self.steps = int(state["steps"])
+        self.decision, self._lasso, self._hard = None, None, None
         if kept:
             pool = tuple(tuple(pattern) for pattern in state["pool"].tolist())
             percent = {name: float(state[f"percent.{name}"]) for name in kept}
@@ -477,6 +479,9 @@ def plan(model: nn.Module, settings: Settings) -> dict[str, Any]:
 class PrunedTraining:
     """Our own training of a task with ``ClickTrain`` in it, that can be left after any epoch and taken up exactly.
 
+    Exactly, where the task's batches depend on seed, epoch and step alone: the image tasks, and loaders that archsmith
+    can seed. A loader with an order of its own begins the next epoch as it does in a new process.
+
     Args:
         network: Changed in place.
         task: Its training part is learned.
@@ -510,6 +515,7 @@ class PrunedTraining:
             )
         self.compute = compute or Compute()
         self.compute.check_batch_size(recipe.batch_size)
+        refuse_unrepeatable(task.resume_note, self.compute.workers.count)
         self.network, self.task, self.settings, self.recipe, self.seed = network, task, settings, recipe, seed
         self.steps = task.steps_per_epoch(recipe.batch_size)
         network.to(self.compute.device)

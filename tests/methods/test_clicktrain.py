@@ -297,6 +297,8 @@ def test_state_goes_to_another_process_and_back(tmp_path: Path) -> None:
         for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
             assert torch.equal(a, b)
         check_pruned(second.model, second.click)
+    second.click.load_state_dict({"steps": torch.tensor(1)})  # back to before the choice
+    assert second.click.decision is None and second.click.stage == "plain" and second.click.lasso() == 0.0
     other = ClickTrain(
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)), whole.optimizer, SETTINGS, steps_per_epoch=1
     )
