@@ -16,7 +16,7 @@ import torch
 from _rounds import interleaved, machine, ratio, spread
 from torch import nn
 
-from archsmith.atoms.masks import FIXED_POOL, Kernels, Patterns
+from archsmith.atoms.weight_masks import FIXED_POOL, Kernels, Patterns
 from archsmith.layers.pattern_conv import Execution, PatternConv2d
 
 CASES = ((64, 32, 1), (64, 32, 16), (256, 8, 1), (256, 8, 16))

@@ -18,8 +18,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
-from archsmith.atoms.masks import Pool
 from archsmith.atoms.prunable import unwrapped
+from archsmith.atoms.weight_masks import Pool
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import read_json, sha256_of, write_atomic
 from archsmith.layers.pattern_conv import Execution, PatternConv2d

@@ -35,7 +35,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from archsmith.atoms.hard_masks import HardMasks
-from archsmith.atoms.masks import (
+from archsmith.atoms.pattern_file import KernelChoice, packed_model, save_packed
+from archsmith.atoms.prunable import chosen_convolutions, convolutions, unwrapped, weight_of
+from archsmith.atoms.weight_masks import (
     Kernels,
     Patterns,
     Pool,
@@ -44,8 +46,6 @@ from archsmith.atoms.masks import (
     pattern_pool,
     percents_by_ranking,
 )
-from archsmith.atoms.pattern_file import KernelChoice, packed_model, save_packed
-from archsmith.atoms.prunable import chosen_convolutions, convolutions, unwrapped, weight_of
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import write_atomic
 from archsmith.cost import count

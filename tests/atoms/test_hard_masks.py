@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from archsmith.atoms.hard_masks import HardMasks
-from archsmith.atoms.masks import Kernels, Unstructured
+from archsmith.atoms.weight_masks import Kernels, Unstructured
 from archsmith.core.errors import UserError
 
 OPTIMIZERS = {

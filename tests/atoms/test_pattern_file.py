@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from archsmith.atoms.masks import FIXED_POOL, Kernels, Patterns
 from archsmith.atoms.pattern_file import KernelChoice, dense_weights, load_packed, packed_model, save_packed
+from archsmith.atoms.weight_masks import FIXED_POOL, Kernels, Patterns
 from archsmith.core.errors import UserError
 from archsmith.layers.pattern_conv import PatternConv2d
 from archsmith.layers.plain_nets import PlainResNet

@@ -18,8 +18,8 @@ from shared_data import cifar10_arrays
 from torch import nn
 from two_processes import in_processes
 
-from archsmith.atoms.masks import all_patterns, importance
 from archsmith.atoms.pattern_file import dense_weights, load_packed
+from archsmith.atoms.weight_masks import all_patterns, importance
 from archsmith.core.errors import UserError
 from archsmith.layers.plain_nets import VGG, PlainResNet, PlainVgg
 from archsmith.methods.clicktrain import (

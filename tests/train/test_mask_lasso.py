@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from archsmith.atoms.masks import FIXED_POOL, Kernels, NOfM, Patterns, Unstructured
+from archsmith.atoms.weight_masks import FIXED_POOL, Kernels, NOfM, Patterns, Unstructured
 from archsmith.train.mask_lasso import ComplementLasso, complement_lasso, complement_lasso_gradient
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from archsmith.atoms.masks import (
+from archsmith.atoms.weight_masks import (
     FIXED_POOL,
     Filters,
     Kernels,
