@@ -9,7 +9,10 @@ Legend: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,6 +172,33 @@ def augmented(
     if augment.mixup:
         return mixup(inputs_BCHW, targets_B, alpha=augment.mixup, num_classes=num_classes, generator=generator)
     return inputs_BCHW, targets_B
+
+
+@contextmanager
+def changed_augment(task: object, **changes: Any) -> Iterator[None]:
+    """Let the training step of a task augment differently inside the block.
+
+    For trainings whose augmentation changes on the way (mixup from some epoch on).
+
+    Args:
+        task: Has an ``augment``, as the image tasks do; it gets its own back at the end.
+        changes: Fields of ``Augment``; without any the task may be anything.
+
+    Raises:
+        UserError: The task has no ``augment``, or a value is out of its bounds.
+    """
+    before = getattr(task, "augment", None)
+    if not changes:
+        yield
+        return
+    if not isinstance(before, Augment):
+        raise UserError("task", type(task).__name__, allowed="a task with `augment`, as the image tasks have")
+    holder: Any = task
+    holder.augment = replace(before, **changes)
+    try:
+        yield
+    finally:
+        holder.augment = before
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def staircase(
@@ -33,6 +34,19 @@ def staircase(
     if step <= warmup and warmup > 0:
         return base + (peak - base) * step / warmup
     return float(peak * decay ** (step // (every_epochs * steps_per_epoch)))
+
+
+def dropped(step: int, *, base: float, drops: Sequence[int], steps_per_epoch: int, factor: float = 0.1) -> float:
+    """Return the learning rate ``base * factor ** n`` where ``n`` of the epochs in ``drops`` have begun.
+
+    Args:
+        step: Number of steps done.
+        base: Rate at the beginning.
+        drops: Epochs, counted from 0, with whose first step the rate falls.
+        steps_per_epoch: Steps of one epoch.
+        factor: Of each fall.
+    """
+    return float(base * factor ** sum(step >= epoch * steps_per_epoch for epoch in drops))
 
 
 def annealed(step: int, *, peak: float, total: int, warmup: int = 0, shape: str = "linear") -> float:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archsmith.core.errors import UserError
-from archsmith.tasks.augment import Augment, augmented, cutout, mixup, random_crop, random_flip, smoothed_cross_entropy
+from archsmith.tasks.augment import (
+    Augment,
+    augmented,
+    changed_augment,
+    cutout,
+    mixup,
+    random_crop,
+    random_flip,
+    smoothed_cross_entropy,
+)
 
 
 def generator(seed=0):
@@ -156,3 +167,21 @@ def test_settings_that_do_not_fit_the_image():
         Augment(crop=4).fitting(8, 9)
     with pytest.raises(UserError, match="cutout: got 8; allowed: less than the image, 0 to 7 at 8x8"):
         Augment(cutout=8).fitting(8, 8)
+
+
+def test_augmentation_is_changed_inside_a_block_only():
+    task = SimpleNamespace(augment=Augment(crop=1))
+    with changed_augment(task, mixup=0.3):
+        assert task.augment == Augment(crop=1, mixup=0.3)
+    with pytest.raises(KeyError), changed_augment(task, mixup=0.3):
+        raise KeyError
+    assert task.augment == Augment(crop=1)
+    with changed_augment(object()):
+        pass
+    with (
+        pytest.raises(UserError, match=r"task: got 'object'; allowed: a task with `augment`"),
+        changed_augment(object(), mixup=1),
+    ):
+        pass
+    with pytest.raises(UserError, match="mixup: got -1"), changed_augment(task, mixup=-1):
+        pass

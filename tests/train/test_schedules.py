@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 from mobile_samples import fact
 
-from archsmith.train.schedules import annealed, penalty_ramp, staircase
+from archsmith.train.schedules import annealed, dropped, penalty_ramp, staircase
 
 
 @pytest.mark.parametrize("case", ["rho_schedule_A", "rho_schedule_epochwise"])
@@ -77,3 +77,10 @@ def test_linear_and_cosine_differ():
 def test_a_ramp_without_length_is_a_step():
     ramp = [penalty_ramp(s, strength=3.0, steps_per_epoch=2, free_epochs=1.0, warmup_epochs=1.0) for s in range(4)]
     assert ramp == [0.0, 0.0, 3.0, 3.0]
+
+
+def test_the_rate_drops_with_the_first_step_of_an_epoch():
+    rates = [dropped(step, base=0.1, drops=(2, 3), steps_per_epoch=2) for step in range(8)]
+    assert rates == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    assert dropped(9, base=1.0, drops=(), steps_per_epoch=2) == 1.0
+    assert dropped(9, base=1.0, drops=(1,), steps_per_epoch=2, factor=0.5) == 0.5
