@@ -102,7 +102,7 @@ class Cut:
         tensors: What remains, by qualified name of every tensor that changes.
         attributes: New values of module attributes by dotted path from the model (``"layer1.0.attn.num_heads": 4``,
             ``"config.hidden_size": 96``), those of torch's own modules left out: these follow from the weights.
-        fingerprint: Of the model that it fits (names, shapes, dtypes), see ``archsmith.atoms.record``.
+        fingerprint: Of the model that it fits (names, shapes, kinds), see ``archsmith.atoms.fingerprint``.
     """
 
     removed: Mapping[str, IntArray]
