@@ -100,6 +100,14 @@ class Labels:
         index = int(self._pinned[self.root(label)])
         return None if index < 0 else self.causes[index]
 
+    def cause_index(self, labels: IntArray) -> IntArray:
+        """Return the position in ``causes`` of each label's cause, -1 where there is none."""
+        return self._pinned[self.roots(labels)]
+
+    def any_product(self, labels: IntArray) -> bool:
+        """Whether some of the labels are products."""
+        return bool(self._derived[self.roots(labels)].any())
+
     def pinned(self, labels: IntArray) -> BoolArray:
         """Return which labels can not be removed, label 0 included; a product is pinned when all its factors are."""
         roots = self.roots(labels)

@@ -11,6 +11,7 @@ from archsmith.atoms.labels import IntArray
 from archsmith.atoms.propagate import Axes, Propagation, shape
 from archsmith.atoms.rules.table import rule
 
+KERNEL = "is a kernel position"
 CONTRACTED = "is summed with an input of fixed width"
 
 
@@ -143,7 +144,7 @@ def convolution(p: Propagation, node: fx.Node) -> Axes:
     batched = len(shape(x)) == len(shape(w))
     channel = 1 if batched else 0
     for axis in range(2, len(shape(w))):
-        p.pin(p.on(w, axis), "is a kernel position")
+        p.pin(p.on(w, axis), KERNEL)
     for axis, labels in p.of(x).items():
         if axis > channel:
             p.pin(labels, "is a spatial position")

@@ -65,7 +65,6 @@ def _cell(p: Propagation, incoming: IntArray | None, params: list[fx.Node], gate
         p.meet(incoming, p.on(w_ih, 1), "is summed with an input of fixed width")
     width = shape(w_hh)[1]
     if width == 1:
-        p.pin_inputs_of(params, "has one hidden unit")
         return np.zeros(1, dtype=np.int64)
     hidden = p.on(w_hh, 1)
     for tensor in (w_ih, w_hh, *biases):
