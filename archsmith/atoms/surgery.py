@@ -7,15 +7,17 @@ Everything is computed before the first change; if anything fails on the way, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from archsmith.atoms.attributes import refresh_attributes
+from archsmith.atoms.edits import Edits, kept
 from archsmith.atoms.groups import AtomBlock, Atoms, activate, tensors_of
 from archsmith.atoms.score import Keep
+from archsmith.atoms.units import TensorCut
 
 
 @dataclass(frozen=True)
@@ -121,21 +123,20 @@ def cut_(
     )
     new_state = _sliced_state(optimizer, model_tensors, selections, old_shapes)
 
-    with ExitStack() as undo:
-        _replace_model_tensors(model, new_model, selections, undo)
-        _replace_state(optimizer, new_state, undo)
+    with Edits() as edits:
+        _replace_model_tensors(model, new_model, selections, edits)
+        _replace_state(optimizer, new_state, edits)
         for name in dead_groups:
-            _delete_module(model, name, undo)
+            _delete_module(model, name, edits)
         for block in dead_blocks:
             module = model.get_submodule(block.name)
-            _restore_children_on_undo(module, undo)
+            edits.restore_on_undo(module._modules)
             collapse(module)
-        _drop_parameters(optimizer, model, undo)
+        _drop_parameters(optimizer, model, edits)
         names = set(tensors_of(model))
         for table, new in zip(tables, new_tables, strict=True):
-            _replace_table(table, new, names, undo)
-        _refresh_attributes(model, undo)
-        undo.pop_all()  # reached the end: keep what was done
+            _replace_table(table, new, names, edits)
+        _refresh_attributes(model, selections, edits)
 
     removed = {g.name: g.size - int(keep[g.name].sum()) for g in atoms}
     costs = sorted({cost for g in atoms for cost in g.cost})
@@ -197,26 +198,6 @@ def _selections(
     return selections
 
 
-def _select(tensor: Tensor, selection: Selection) -> Tensor:
-    """Return the kept slices with the strides that a new tensor of that shape and memory format would have.
-
-    Strides decide which kernel runs, so a network that was cut must not differ from one that was built or loaded.
-    """
-    result = tensor.detach()
-    for axis, kept in selection.items():
-        result = result.index_select(axis, kept.to(tensor.device))
-    layout = torch.channels_last if _is_channels_last(tensor) else torch.contiguous_format
-    return torch.empty_like(result, memory_format=layout).copy_(result)
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    """Whether the strides are those of channels-last, also where axes of length one make both formats hold."""
-    if tensor.dim() != 4:
-        return False
-    _, channels, height, width = tensor.shape
-    return tensor.stride() == (channels * height * width, 1, width * channels, channels)
-
-
 def _new_values(
     atoms: Atoms,
     keep: Mapping[str, Tensor],
@@ -233,12 +214,12 @@ def _new_values(
             new[f"{block.norm}.bias"] = collapsed_constant(block, table, new.get(name, table[name]))
     for name, selection in selections.items():
         if name in table:
-            new[name] = _select(table[name], selection)
+            new[name] = kept(table[name], selection)
     return new
 
 
 def _replace_model_tensors(
-    model: nn.Module, new: Mapping[str, Tensor], selections: Mapping[str, Selection], undo: ExitStack
+    model: nn.Module, new: Mapping[str, Tensor], selections: Mapping[str, Selection], edits: Edits
 ) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     done: set[int] = set()
@@ -249,20 +230,13 @@ def _replace_model_tensors(
             if id(parameter) in done:  # a tied tensor is cut once
                 continue
             done.add(id(parameter))
-            old, old_grad = parameter.data, parameter.grad
-            undo.callback(_set_parameter, parameter, old, old_grad)
-            grad = _select(old_grad, selections[name]) if old_grad is not None and name in selections else old_grad
-            _set_parameter(parameter, value, grad)
+            grad = parameter.grad
+            if grad is not None and name in selections:
+                grad = kept(grad, selections[name])
+            edits.set_tensor(parameter, value, grad)
         else:
             owner = model.get_submodule(owner_name)
-            undo.callback(owner._buffers.__setitem__, leaf, owner._buffers[leaf])
-            owner._buffers[leaf] = value
-
-
-def _set_parameter(parameter: nn.Parameter, data: Tensor, grad: Tensor | None) -> None:
-    parameter.grad = None  # a gradient must never have another shape than its parameter
-    parameter.data = data
-    parameter.grad = grad
+            edits.set_item(owner._buffers, leaf, value)
 
 
 def _sliced_state(
@@ -285,38 +259,27 @@ def _sliced_state(
                     f"optimiser state '{key}' of '{name}' has shape {tuple(value.shape)}, its parameter "
                     f"{tuple(old_shapes[name])}: factored states cannot be sliced; use SGD, Adam, AdamW or RMSprop."
                 )
-            sliced[id(parameter), key] = (state, _select(value, selection))
+            sliced[id(parameter), key] = (state, kept(value, selection))
     return sliced
 
 
 def _replace_state(
     optimizer: torch.optim.Optimizer | None,
     new: Mapping[tuple[int, str], tuple[dict[str, Any], Tensor]],
-    undo: ExitStack,
+    edits: Edits,
 ) -> None:
     for (_, key), (state, value) in new.items():
-        undo.callback(state.__setitem__, key, state[key])
-        state[key] = value
+        edits.set_item(state, key, value)
 
 
-def _restore_children_on_undo(module: nn.Module, undo: ExitStack) -> None:
-    before = dict(module._modules)
-
-    def restore() -> None:
-        module._modules.clear()
-        module._modules.update(before)
-
-    undo.callback(restore)
-
-
-def _delete_module(model: nn.Module, name: str, undo: ExitStack) -> None:
+def _delete_module(model: nn.Module, name: str, edits: Edits) -> None:
     parent_name, _, leaf = name.rpartition(".")
     parent = model.get_submodule(parent_name)
-    _restore_children_on_undo(parent, undo)
+    edits.restore_on_undo(parent._modules)
     del parent._modules[leaf]
 
 
-def _drop_parameters(optimizer: torch.optim.Optimizer | None, model: nn.Module, undo: ExitStack) -> None:
+def _drop_parameters(optimizer: torch.optim.Optimizer | None, model: nn.Module, edits: Edits) -> None:
     """Let parameters that are no longer in the model leave the optimiser; the order of the others stays."""
     if optimizer is None:
         return
@@ -326,46 +289,24 @@ def _drop_parameters(optimizer: torch.optim.Optimizer | None, model: nn.Module, 
         after = [p for p in before if id(p) in living]
         if len(after) == len(before):
             continue
-        undo.callback(group.__setitem__, "params", before)
-        group["params"] = after
+        edits.set_item(group, "params", after)
         for parameter in before:
             if id(parameter) not in living and parameter in optimizer.state:
-                undo.callback(optimizer.state.__setitem__, parameter, optimizer.state[parameter])
+                edits.on_undo(optimizer.state.__setitem__, parameter, optimizer.state[parameter])
                 del optimizer.state[parameter]
 
 
 def _replace_table(
-    table: MutableMapping[str, Tensor], new: Mapping[str, Tensor], names: set[str], undo: ExitStack
+    table: MutableMapping[str, Tensor], new: Mapping[str, Tensor], names: set[str], edits: Edits
 ) -> None:
-    before = dict(table)
-
-    def restore() -> None:
-        table.clear()
-        table.update(before)
-
-    undo.callback(restore)
-    for name, value in new.items():
-        table[name] = value
-    for name in before:
+    edits.restore_on_undo(table)
+    table.update(new)
+    for name in list(table):
         if name not in names:
             del table[name]
 
 
-def _refresh_attributes(model: nn.Module, undo: ExitStack) -> None:
-    """Make the integer attributes of torch's own layers agree with the shapes of their weights."""
-    for module in model.modules():
-        wanted: dict[str, int] = {}
-        if isinstance(module, nn.Conv2d):
-            groups = module.groups
-            if groups > 1:  # only whole groups are ever cut, their number of outputs stays
-                groups = module.weight.shape[0] // (module.out_channels // groups)
-            wanted = {"groups": groups, "out_channels": module.weight.shape[0]}
-            wanted["in_channels"] = module.weight.shape[1] * groups
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.weight is not None:
-            wanted = {"num_features": module.weight.shape[0]}
-        elif isinstance(module, nn.Linear):
-            wanted = {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
-        for key, value in wanted.items():
-            if getattr(module, key) != value:
-                undo.callback(setattr, module, key, getattr(module, key))
-                setattr(module, key, value)
+def _refresh_attributes(model: nn.Module, selections: Mapping[str, Selection], edits: Edits) -> None:
+    """Make the attributes of torch's own layers agree with the shapes of their weights."""
+    cuts = {name: TensorCut({axis: rows.numpy() for axis, rows in axes.items()}) for name, axes in selections.items()}
+    refresh_attributes(model, cuts, edits)

@@ -1,0 +1,277 @@
+"""One cut of any network as one transaction: model, gradients, optimisers, averages and tables, or nothing at all.
+
+Parameters and buffers keep their identity (``tensor.data = slice``), so ties, optimisers and the user's references
+survive. Everything new is computed before the first write, and every write is taken back when a later one fails.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from archsmith.atoms.attributes import refresh_attributes, set_attributes
+from archsmith.atoms.edits import Edits, in_layout_of, take
+from archsmith.atoms.fingerprint import fingerprint, first_names, unwrap
+from archsmith.atoms.groups import tensors_of
+from archsmith.atoms.optimizer_state import check_owners, elementwise_states, inner_optimizers
+from archsmith.atoms.record import Record, attach, record
+from archsmith.atoms.units import Cut, TensorCut
+from archsmith.atoms.wrappers import forbid_wrappers
+from archsmith.core.errors import Shown, UserError
+from archsmith.graph import Inputs, as_inputs, evaluating
+
+Absorb = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Returns what to add to biases and running statistics before the cut, by name, from tensors by name (see
+``archsmith.atoms.absorb``). It is asked once with the model's tensors and once with those of every average or table."""
+
+
+@dataclass(frozen=True)
+class CutOutcome:
+    """What a transaction did.
+
+    Attributes:
+        removed: Units removed by group name.
+        params: Elements of the model's parameters before and after, tied ones counted once.
+        attributes: New values of all module attributes that changed, by dotted path.
+        absorbed: Names of the model's tensors that took up constants of removed units.
+        gap: Largest difference of the evaluation outputs on the probe, relative to the largest output before; None
+            without a probe.
+        record: What was kept since the first cut of this model.
+        notes: Sentences about what the caller may want to know.
+    """
+
+    removed: Mapping[str, int]
+    params: tuple[int, int]
+    attributes: Mapping[str, Any]
+    absorbed: tuple[str, ...]
+    gap: float | None
+    record: Record
+    notes: tuple[str, ...]
+
+
+@torch.no_grad()
+def apply_(
+    model: nn.Module,
+    cut: Cut,
+    *,
+    optimizers: Iterable[Any] = (),
+    averages: Iterable[nn.Module] = (),
+    tables: Iterable[MutableMapping[str, Tensor]] = (),
+    absorb: Absorb | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    elementwise: Iterable[str] = (),
+    probe: Inputs | None = None,
+    verify: Callable[[nn.Module], None] | None = None,
+) -> CutOutcome:
+    """Cut a model in place, together with everything that depends on its shapes, or change nothing at all.
+
+    Gradients are cut too, so a cut may come between the backward passes of an accumulated step, and between
+    ``GradScaler.unscale_`` and ``step``. The order of parameters and of the optimisers' groups does not change.
+
+    Args:
+        model: Network, or its wrapper (``torch.compile``, DDP); a DDP wrapper must be renewed afterwards
+            (``archsmith.atoms.wrappers.rewrap``) and refuses to run until then.
+        cut: From ``plan_cut`` or the finder.
+        optimizers: Every optimiser that trains it; one that holds none of the parameters to be cut is an error.
+        averages: Modules of the same code that hold averaged weights (a copy, an ``AveragedModel``); cut alike.
+        tables: Further tensors by the model's qualified names (moving averages, masks), replaced in place.
+        absorb: Moves the constants of removed units to what follows, see ``archsmith.atoms.absorb``.
+        attributes: New values of user attributes by dotted path, over those of the cut.
+        elementwise: Names of optimiser states with a number for each element that torch's own do not have.
+        probe: Example inputs; the evaluation output on them is compared before and after, and the gap reported.
+        verify: Called with the cut model before the transaction ends; what it raises takes everything back.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UserError: The cut is of another network, a table or an optimiser does not fit, an attribute does not exist.
+            The model and everything else are bit for bit as before, after any exception.
+        CutRefused: What remains makes no module (see ``refresh_attributes``).
+    """
+    inner = unwrap(model)
+    averaged = [unwrap(average) for average in averages]
+    tables, optimizers = list(tables), inner_optimizers(optimizers)
+    _check_fit(inner, cut, "model")
+    for average in averaged:
+        _check_fit(average, cut, "averages")
+    tensors = tensors_of(inner)
+    shapes = {name: tuple(tensors[name].shape) for name in cut.tensors}
+    past = record(inner)
+    parameters = {name: tensors[name] for name in cut.tensors if isinstance(tensors[name], nn.Parameter)}
+    free = check_owners(optimizers, parameters) if optimizers and parameters else []
+    notes = [f"no optimiser holds {_listed(free)}"] if free else []
+
+    first = first_names(inner)
+    new_model, absorbed = _new_values(tensors, tensors, cut.tensors, first, absorb, "model")
+    grads = {name: take_gradient(parameter, cut.tensors[name]) for name, parameter in parameters.items()}
+    new_averages = [_new_values(own := tensors_of(a), own, cut.tensors, first, absorb, "averages")[0] for a in averaged]
+    new_tables = [_new_values(table, tensors, cut.tensors, first, absorb, "tables")[0] for table in tables]
+    new_state = [
+        (state, key, take(value, cut.tensors[name]))
+        for name, state, key, value in elementwise_states(optimizers, parameters, elementwise)
+    ]
+    inputs = None if probe is None else as_inputs(inner, probe)
+    before = None if inputs is None else _outputs(inner, inputs)
+    params = _elements(inner)
+
+    with Edits() as edits:
+        write_tensors(tensors, new_model, edits, grads)
+        for average, new in zip(averaged, new_averages, strict=True):
+            write_tensors(tensors_of(average), new, edits)
+        for state, key, value in new_state:
+            edits.set_item(state, key, value)
+        for table, new in zip(tables, new_tables, strict=True):
+            edits.restore_on_undo(table)
+            table.update(new)
+        given = {**cut.attributes, **(attributes or {})}
+        changed = set_attributes(inner, given, edits)
+        derived = refresh_attributes(inner, cut.tensors, edits)
+        for average in averaged:
+            set_attributes(average, given, edits)
+            refresh_attributes(average, cut.tensors, edits)
+        done = past.then(cut.tensors, changed, fingerprint(inner), shapes)
+        for network in (inner, *averaged):
+            attach(network, done, edits)
+        notes += forbid_wrappers(inner, edits)
+        gap = None if inputs is None or before is None else relative_gap(_outputs(inner, inputs), before)
+        if verify is not None:
+            with torch.enable_grad():
+                verify(inner)
+    _repack(inner)
+    return CutOutcome(
+        removed={name: len(units) for name, units in cut.removed.items()},
+        params=(params, _elements(inner)),
+        attributes={**{path: after for path, (_, after) in changed.items()}, **derived},
+        absorbed=tuple(absorbed),
+        gap=gap,
+        record=done,
+        notes=tuple(notes),
+    )
+
+
+def _check_fit(model: nn.Module, cut: Cut, what: str) -> None:
+    if cut.fingerprint and (present := fingerprint(model)) != cut.fingerprint:
+        raise UserError(
+            what,
+            Shown(f"a network with fingerprint {present}"),
+            allowed=f"the one that the cut was planned for, {cut.fingerprint}",
+            hint="Plan the cut anew on the present model.",
+        )
+    tensors = tensors_of(model)
+    for name, keeping in cut.tensors.items():
+        if name not in tensors:
+            raise UserError(what, Shown(f"a network without '{name}'"), allowed="the one that the cut was planned for")
+        shape = tensors[name].shape
+        ends = [(axis, int(index.max(initial=-1)), len(index)) for axis, index in keeping.axes.items()]
+        if keeping.joint is not None:
+            axes, positions = keeping.joint
+            if positions.max(initial=-1) >= shape[axes[0]] * shape[axes[1]]:
+                ends.append((axes[0], shape[axes[0]], positions.size))
+        for axis, last, count in ends:
+            if not count or last >= shape[axis]:
+                raise UserError(
+                    f"cut.tensors['{name}']",
+                    Shown(f"{count} kept positions up to {last} on axis {axis}"),
+                    allowed=f"at least one position below {shape[axis]}",
+                )
+
+
+def _new_values(
+    table: Mapping[str, Tensor],
+    model_tensors: Mapping[str, Tensor],
+    cuts: Mapping[str, TensorCut],
+    first: Mapping[str, str],
+    absorb: Absorb | None,
+    what: str,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the new value of every tensor of ``table`` that changes, and which took up constants; nothing is written.
+
+    Tied tensors that are one object in the table get one new value.
+    """
+    additions = absorb(ChainMap(dict(table), dict(model_tensors))) if absorb is not None else {}
+    new: dict[str, Tensor] = {}
+    done: dict[int, Tensor] = {}
+    absorbed = []
+    for name, tensor in table.items():
+        canonical = first.get(name, name)
+        if canonical not in cuts and canonical not in additions:
+            continue
+        if not isinstance(tensor, Tensor) or tensor.shape != model_tensors[canonical].shape:
+            given = Shown(f"shape {tuple(tensor.shape)} for '{name}'") if isinstance(tensor, Tensor) else tensor
+            raise UserError(what, given, allowed=f"the shape of the parameter, {tuple(model_tensors[canonical].shape)}")
+        if id(tensor) not in done:
+            value = tensor.detach()
+            if canonical in additions:
+                value = in_layout_of(tensor, value + additions[canonical].to(value))
+                absorbed.append(name)
+            done[id(tensor)] = take(value, cuts[canonical]) if canonical in cuts else value
+        new[name] = done[id(tensor)]
+    return new, absorbed
+
+
+def take_gradient(parameter: Tensor, cut: TensorCut) -> Tensor | None:
+    """Return what a cut keeps of a parameter's gradient, sparse ones included."""
+    grad = parameter.grad
+    if grad is None:
+        return None
+    if grad.layout == torch.sparse_coo:
+        return take(grad.to_dense(), cut).to_sparse(grad.sparse_dim())
+    return take(grad, cut)
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor],
+    new: Mapping[str, Tensor],
+    edits: Edits,
+    grads: Mapping[str, Tensor | None] | None = None,
+) -> None:
+    """Give tensors new data in place, tied ones once; ``grads`` are the gradients of those that are cut."""
+    done = set()
+    for name, value in new.items():
+        tensor = tensors[name]
+        if id(tensor) in done:
+            continue
+        done.add(id(tensor))
+        edits.set_tensor(tensor, value, (grads or {}).get(name, tensor.grad if tensor.shape == value.shape else None))
+
+
+def relative_gap(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+    """Return the largest difference, relative to the largest number of the same output before; infinite for NaN."""
+    worst = 0.0
+    for new, old in zip(after, before, strict=True):
+        if new.shape != old.shape:
+            return float("inf")
+        if not old.numel():
+            continue
+        scale = float(old.abs().max())
+        gap = float((new - old).abs().max())
+        worst = max(worst, gap / scale if scale else gap if gap else 0.0) if gap == gap else float("inf")
+    return worst
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    with evaluating(model), torch.no_grad():
+        leaves = tree_leaves(model(*inputs))
+    return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _elements(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _repack(model: nn.Module) -> None:
+    """Let recurrent layers on an accelerator put their weights into one block again."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase) and any(weight.is_cuda for weight in module.parameters()):
+            module.flatten_parameters()
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
