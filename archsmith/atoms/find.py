@@ -8,25 +8,22 @@ copy: the replay (``replay.py``) and the comparison of numbers with the masked o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from archsmith.atoms.fingerprint import fingerprint, first_names, unwrap
 from archsmith.atoms.grouping import Grouping
-from archsmith.atoms.labels import Cause, IntArray, Labels
+from archsmith.atoms.labels import Cause, Labels
 from archsmith.atoms.plan import CutRefused, plan_cut
 from archsmith.atoms.propagate import Axes, LabelledGraph, Propagation
 from archsmith.atoms.rules import rule_for
+from archsmith.atoms.search import attributes_for, link_shared_sizes
 from archsmith.atoms.trace import Forward, Program, export, named_tensors
 from archsmith.atoms.units import Cut, Pinned, UnitGroup, with_constraints
 from archsmith.core.errors import Shown, UserError
-
-Check = Callable[["FoundAtoms", Cut], Cut]
-
 
 def find(
     model: nn.Module,
@@ -63,11 +60,13 @@ def find(
     _freeze(model, names, list(frozen), sources, labels)
     propagation = _propagate(program, names, sources, labels)
     used = {names[program.tensor_names[node.name]] for node in _state(program) if node.users}
-    if set(names.values()) - used:
+    saved = model.state_dict(keep_vars=True)
+    if any(sources[names[name]] and names[name] not in used for name, t in saved.items() if t.is_floating_point()):
         used |= _follow_training(model, example_inputs, forward, names, sources, labels, propagation)
     for name in sorted(set(names.values()) - used):
         for axis in sources[name].values():
             labels.pin(axis, Cause("unused", name.rpartition(".")[0], "it takes no part in this way of calling the model"))
+    link_shared_sizes(model, propagation)
     graph = LabelledGraph(
         graph_module=program.graph_module,
         tensor_names={key: names[name] for key, name in program.tensor_names.items()},
@@ -157,9 +156,18 @@ class FoundAtoms:
         self._check_splits(cut)
         if not check:
             return cut
-        from archsmith.atoms.replay import checked
+        key = self._kind(cut)
+        known = self._checked.get(key)
+        if known is not None:
+            return dataclasses.replace(cut, attributes={**cut.attributes, **known})
+        done = attributes_for(self, cut, search=attributes is None)
+        self._checked[key] = dict(done.attributes)
+        return done
 
-        return checked(self, cut, search=attributes is None)
+    def _kind(self, cut: Cut) -> Any:
+        """Return what decides whether two cuts are of one kind."""
+        removed = tuple((name, tuple(units.tolist())) for name, units in sorted(cut.removed.items()))
+        return removed, tuple(sorted((k, repr(v)) for k, v in cut.attributes.items()))
 
     def _check_splits(self, cut: Cut) -> None:
         dead = self.labelled.dead_units(cut.removed)

@@ -37,7 +37,7 @@ class Grouping:
         for number, (name, axis) in enumerate(self._keys):
             roots = labels.roots(self._graph.sources[name][axis])
             unique, inverse = np.unique(roots, return_inverse=True)
-            leaves = [labels.leaves(root) for root in unique.tolist()] if labels.any_product(unique) else None
+            leaves = [_distinct(labels.leaves(root)) for root in unique.tolist()] if labels.any_product(unique) else None
             if leaves is None:
                 parts.append(_entries(roots, number, np.arange(len(roots)), 0))
                 continue
@@ -67,16 +67,14 @@ class Grouping:
         by_kind: dict[int, list[int]] = {}
         for unit in np.lexsort((first[:, 1], first[:, 0])).tolist():
             by_kind.setdefault(int(kinds[unit]), []).append(unit)
-        ends = np.append(starts[1:], len(table))
+        lengths = np.diff(np.append(starts, len(table)))
         made: list[tuple[IntArray, list[Place], int]] = []
         for members in by_kind.values():
-            rows = [table[starts[unit] : ends[unit]] for unit in members]
-            for chosen in _without_overlap(rows):
-                if len(chosen) == 1:
-                    continue  # its last unit always stays
-                stacked = np.stack([rows[i] for i in chosen])
-                units = classes[[members[i] for i in chosen]]
-                made.append((units, self._places(stacked), int(stacked[0, 0, 3])))
+            own = np.array(members)
+            stacked = table[starts[own][:, None] + np.arange(lengths[own[0]])]
+            for chosen in _without_overlap(stacked):
+                if len(chosen) > 1:  # of a single unit the last always stays
+                    made.append((classes[own[chosen]], self._places(stacked[chosen]), int(stacked[chosen[0], 0, 3])))
         self._name(made)
 
     def _places(self, stacked: IntArray) -> list[Place]:
@@ -85,11 +83,7 @@ class Grouping:
         places = []
         for key in dict.fromkeys(keys.tolist()):
             name, axis = self._keys[key]
-            positions = np.sort(stacked[:, keys == key, 2], axis=1)
-            unique = [np.unique(row) for row in positions]
-            if any(len(row) < positions.shape[1] for row in unique):
-                positions = np.stack(unique)
-            places.append(Place(name, (axis,), positions))
+            places.append(Place(name, (axis,), np.sort(stacked[:, keys == key, 2], axis=1)))
         return places
 
     def _name(self, made: Sequence[tuple[IntArray, list[Place], int]]) -> None:
@@ -166,21 +160,28 @@ class Grouping:
         ]
 
 
+def _distinct(leaves: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(leaves))
+
+
 def _entries(classes: IntArray, key: int, positions: IntArray, slot: int) -> IntArray:
     rows = np.empty((len(classes), 4), dtype=np.int64)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] = classes, key, positions, slot
     return rows
 
 
-def _without_overlap(rows: Sequence[IntArray]) -> list[list[int]]:
-    """Split units into sets in which no two own the same position: rows and columns of one axis never mix."""
-    stacked = np.concatenate([r[:, 1:3] for r in rows])
-    each = [len(np.unique(r[:, 1:3], axis=0)) for r in rows]
-    if len(np.unique(stacked, axis=0)) == sum(each):
-        return [list(range(len(rows)))]
-    sets: list[tuple[set[tuple[int, int]], list[int]]] = []
-    for number, row in enumerate(rows):
-        own = {(int(a), int(b)) for a, b in row[:, 1:3]}
+def _without_overlap(stacked: IntArray) -> list[IntArray]:
+    """Split units into sets in which no two own the same position: rows and columns of one axis never mix.
+
+    Args:
+        stacked: Entries (units, positions, 4), the positions of one unit all different.
+    """
+    owned = stacked[:, :, 1] * (int(stacked[:, :, 2].max()) + 1) + stacked[:, :, 2]
+    if len(np.unique(owned)) == owned.size:
+        return [np.arange(len(stacked))]
+    sets: list[tuple[set[int], list[int]]] = []
+    for number, row in enumerate(owned.tolist()):
+        own = set(row)
         for taken, members in sets:
             if not taken & own:
                 taken |= own
@@ -188,4 +189,4 @@ def _without_overlap(rows: Sequence[IntArray]) -> list[list[int]]:
                 break
         else:
             sets.append((own, [number]))
-    return [members for _, members in sets]
+    return [np.array(members) for _, members in sets]

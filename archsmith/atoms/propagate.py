@@ -57,6 +57,21 @@ class Expected:
     labels: IntArray
 
 
+@dataclass(frozen=True, eq=False)
+class Literal:
+    """A size written out in a view that splits an axis: what has it in common must keep equal widths.
+
+    Attributes:
+        module: Qualified name of the module that issued the view.
+        axis: Axis of the view's result.
+        labels: Its labels.
+    """
+
+    module: str
+    axis: int
+    labels: IntArray
+
+
 @dataclass(eq=False)
 class Propagation:
     """Labels of every tensor of a graph, while they are found.
@@ -67,6 +82,7 @@ class Propagation:
         changes: Reductions met.
         splits: Equal splits met.
         expected: Literal arguments that count labels.
+        literals: Sizes written out in views that split an axis.
     """
 
     labels: Labels
@@ -74,6 +90,7 @@ class Propagation:
     changes: list[Change] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     expected: list[Expected] = field(default_factory=list)
+    literals: list[Literal] = field(default_factory=list)
     node: fx.Node | None = None
 
     # What a rule asks.

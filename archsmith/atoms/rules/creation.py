@@ -8,7 +8,10 @@ from archsmith.atoms.propagate import Axes, Propagation, shape
 from archsmith.atoms.rules.table import rule
 
 
-@rule("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor")
+UNIFORM = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor"})
+
+
+@rule(*sorted(UNIFORM))
 def uniform(p: Propagation, node: fx.Node) -> Axes:
     """Give each axis free labels: a tensor with the same value everywhere fits every width.
 

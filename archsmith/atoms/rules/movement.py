@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from archsmith.atoms.labels import IntArray
-from archsmith.atoms.propagate import Axes, Propagation, Split, arguments, shape, values_of
+from archsmith.atoms.propagate import Axes, Literal, Propagation, Split, arguments, module_name, shape, values_of
 from archsmith.atoms.rules.table import packet_name, rule
 
 VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "squeeze", "unsqueeze")
@@ -141,7 +141,18 @@ def view(p: Propagation, node: fx.Node) -> Axes:
             inner = field_of(axes[axis], axis - first, before[first:last])
             found = p.spread(inner.reshape(after[to_first:to_last]))
             results.append({to_first + at: labels for at, labels in found.items()})
+            if len(found) > 1:
+                _note_literals(p, node, results[-1])
     return p.merged(results)
+
+
+def _note_literals(p: Propagation, node: fx.Node, found: Axes) -> None:
+    """Note the sizes that a view which splits an axis writes out (-1 is no such size)."""
+    given = p.arguments(node)
+    sizes = next((given[name] for name in ("size", "shape") if isinstance(given.get(name), list | tuple)), None)
+    for axis, labels in found.items():
+        if sizes is not None and axis < len(sizes) and sizes[axis] != -1:
+            p.literals.append(Literal(module_name(node), axis, labels))
 
 
 def segments(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, int, int, int]]:
@@ -304,6 +315,3 @@ def by_number(p: Propagation, node: fx.Node) -> Axes:
 def _pin_axes(p: Propagation, node: fx.Node, reason: str) -> None:
     for labels in p.of(node).values():
         p.pin(labels, reason)
-
-
-Mover = Callable[[fx.Node, dict[fx.Node, Tensor]], Any]
