@@ -115,8 +115,9 @@ class _Call:
             return value
         return value.masked_fill(_mask(flags, chosen, value), fill)
 
-    def run(self, **replaced: Any) -> Any:
+    def run(self, replaced: Mapping[str, Any] | None = None) -> Any:
         """Run the operator itself, some arguments replaced by values."""
+        replaced = replaced or {}
         target = self.node.target
         assert isinstance(target, torch._ops.OpOverload)
         values = {name: replaced[name] if name in replaced else self.value(a) for name, a in self.given.items()}
@@ -158,7 +159,7 @@ def _contraction(call: _Call) -> Any:
 
     A recurrent operator is covered by its weights: a dead unit has no incoming and no outgoing ones.
     """
-    return call.run(**{name: call.filled(argument) for name, argument in call.given.items()})
+    return call.run({name: call.filled(argument) for name, argument in call.given.items()})
 
 
 @_rule("scaled_dot_product_attention")
@@ -179,7 +180,7 @@ def _attention(call: _Call) -> Any:
             replaced["attn_mask"] = living.expand(query.shape[-2], -1) if mask is None else mask & living
         else:
             replaced["attn_mask"] = mask.masked_fill(~living, -math.inf)
-    return call.run(**replaced)
+    return call.run(replaced)
 
 
 # --------------------------------------------------------------------- reductions over some axes
@@ -199,7 +200,7 @@ def _operand(call: _Call) -> Any:
 def _with_fill(call: _Call, fill: float | bool) -> Any:
     first = next(iter(call.given))
     value = call.value(call.given[first])
-    return call.run(**{first: call.filled(call.given[first], fill, _reduced(call, value.dim()))})
+    return call.run({first: call.filled(call.given[first], fill, _reduced(call, value.dim()))})
 
 
 @_rule("sum", "nansum", "norm", "linalg_vector_norm", "count_nonzero", "any", "cumsum")

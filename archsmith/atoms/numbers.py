@@ -176,7 +176,7 @@ def floating(outputs: list[Any]) -> list[Tensor]:
 def randomised(model: nn.Module, seed: int) -> dict[str, Tensor]:
     """Return float64 copies of all parameters and buffers with numbers on top, by first name; integers stay.
 
-    Parameters require gradients. Variances (buffers without negative numbers) stay positive.
+    Parameters require gradients. What is positive in a buffer (a variance) stays positive.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -193,10 +193,11 @@ def _noisy(value: Tensor, generator: torch.Generator, parameter: bool) -> Tensor
         return value
     wide = value.double()
     noise = torch.randn(wide.shape, generator=generator, dtype=torch.float64).to(wide.device)
+    finite = wide[wide.isfinite()]
+    size = NOISE * ((float(finite.square().mean().sqrt()) if finite.numel() else 0.0) or 1.0)
     if parameter:
-        size = float(wide.square().mean().sqrt()) if wide.numel() else 0.0
-        return wide + NOISE * (size or 1.0) * noise
-    return wide * (1 + NOISE * noise.clamp(-3, 3))
+        return wide + size * noise
+    return wide * (1 + NOISE * noise.clamp(-3, 3)) + size * noise.abs()  # a variance stays positive
 
 
 def double_twin(model: nn.Module, cut: Cut, values: Mapping[str, Tensor]) -> nn.Module:
