@@ -117,13 +117,24 @@ def take(tensor: Tensor, cut: TensorCut) -> Tensor:
 
 
 def in_layout_of(model: Tensor, value: Tensor) -> Tensor:
-    """Return a copy of ``value`` with fresh memory in the memory format of ``model``."""
+    """Return ``value`` in memory of its own, in the memory format of ``model``; copied only where it has to be."""
     layout = torch.contiguous_format
     if is_channels_last(model) and value.dim() == 4:
         layout = torch.channels_last
     elif model.dim() == 5 and not model.is_contiguous() and model.is_contiguous(memory_format=torch.channels_last_3d):
         layout = torch.channels_last_3d
+    elif value.stride() == _strides(value.shape) and value.data_ptr() != model.data_ptr() and not value._is_view():
+        return value
     return torch.empty_like(value, memory_format=layout).copy_(value)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a new tensor; axes of length zero count as one."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
 
 
 def is_channels_last(tensor: Tensor) -> bool:

@@ -121,12 +121,13 @@ def apply_(
     inner = unwrap(model)
     averaged = [unwrap(average) for average in averages]
     tables, optimizers = list(tables), inner_optimizers(optimizers)
-    _check_fit(inner, cut, "model")
+    present = fingerprint(inner)
+    _check_fit(inner, present, cut, "model")
     for average in averaged:
-        _check_fit(average, cut, "averages")
+        _check_fit(average, fingerprint(average), cut, "averages")
     tensors = tensors_of(inner)
     shapes = {name: tuple(tensors[name].shape) for name in cut.tensors}
-    past = record(inner)
+    past = record(inner, present)
     parameters = {name: tensors[name] for name in cut.tensors if isinstance(tensors[name], nn.Parameter)}
     free = check_owners(optimizers, parameters) if optimizers and parameters else []
     notes = [f"no optimiser holds {_listed(free)}"] if free else []
@@ -166,8 +167,9 @@ def apply_(
             set_attributes(average, given, edits)
             refresh_attributes(average, cut.tensors, edits)
         done = past.then(cut.tensors, changed, fingerprint(inner), shapes)
+        text = done.to_json()
         for network in (inner, *averaged):
-            attach(network, done, edits)
+            attach(network, text, edits)
         notes += forbid_wrappers(inner, edits)
         gap = None if inputs is None or before is None else relative_gap(_outputs(inner, inputs), before)
         if verify is not None:
@@ -185,8 +187,8 @@ def apply_(
     )
 
 
-def _check_fit(model: nn.Module, cut: Cut, what: str) -> None:
-    if cut.fingerprint and (present := fingerprint(model)) != cut.fingerprint:
+def _check_fit(model: nn.Module, present: str, cut: Cut, what: str) -> None:
+    if cut.fingerprint and present != cut.fingerprint:
         raise UserError(
             what,
             Shown(f"a network with fingerprint {present}"),
@@ -295,7 +297,8 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _elements(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    distinct = {id(tensor): tensor for tensor in tensors_of(model).values() if isinstance(tensor, nn.Parameter)}
+    return sum(tensor.numel() for tensor in distinct.values())
 
 
 def _repack(model: nn.Module) -> None:
