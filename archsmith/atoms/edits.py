@@ -71,12 +71,14 @@ def set_tensor(tensor: Tensor, data: Tensor, grad: Tensor | None = None) -> None
     """Replace the data and the gradient of a tensor in place.
 
     A loss that is still referenced keeps the gradient accumulator of its parameters alive, with their old shape; the
-    detour over another type makes torch forget it, so that the next backward pass finds a fresh one.
+    detour over another type makes torch forget it, so that the next backward pass finds a fresh one. Autocast keeps
+    casts of parameters by their object, so it has to forget, too.
     """
     tensor.grad = None  # a gradient must never have another shape than its parameter
     if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
         other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
         tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+        torch.clear_autocast_cache()
     tensor.data = data
     tensor.grad = grad
 
