@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from archsmith.atoms.edits import Edits, set_tensor
+from archsmith.atoms.fingerprint import unwrap
 from archsmith.atoms.record import record
 from archsmith.core.errors import ArchsmithError, Shown, UserError
 
@@ -41,7 +42,7 @@ def forbid_wrappers(model: nn.Module, edits: Edits) -> list[str]:
 
 def _wrappers_of(model: nn.Module) -> list[DistributedDataParallel]:
     objects = (o for o in gc.get_objects() if issubclass(type(o), DistributedDataParallel))
-    return [wrapper for wrapper in objects if wrapper._modules.get("module") is model]
+    return [wrapper for wrapper in objects if unwrap(wrapper) is model]
 
 
 def _refuse(wrapper: nn.Module, inputs: Any) -> NoReturn:
@@ -72,7 +73,7 @@ def rewrap(wrapper: nn.Module) -> nn.Module:
     for parameter in model.parameters():  # the old wrapper's hooks go with the old gradient accumulators
         if parameter.requires_grad:
             set_tensor(parameter, parameter.data, parameter.grad)
-    return DistributedDataParallel(
+    renewed = DistributedDataParallel(
         model,
         device_ids=wrapper.device_ids,
         output_device=wrapper.output_device,
@@ -83,7 +84,11 @@ def rewrap(wrapper: nn.Module) -> nn.Module:
         find_unused_parameters=wrapper.find_unused_parameters,
         gradient_as_bucket_view=wrapper.gradient_as_bucket_view,
         static_graph=wrapper.static_graph,
+        mixed_precision=wrapper.mixed_precision,
     )
+    for hook, state in wrapper._comm_hooks:
+        renewed.register_comm_hook(state, hook)
+    return renewed
 
 
 def check_same_cuts(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
