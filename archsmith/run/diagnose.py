@@ -344,7 +344,7 @@ def _by_heart(seen: _Seen) -> Iterator[Finding]:
         "note",
         "The training images are learned by heart",
         f"From epoch {learned[0]['epoch'] + 1} on training batches are {_percent(_BY_HEART)} right or more, validation "
-        f"images {_percent(valid)}: architectures hardly differ then. More images or augmentation help, more epochs do not.",
+        f"images {_percent(valid)}: architectures hardly differ then. More images help, more epochs do not.",
         seen.with_setting("epochs", max(_SHORTEST, learned[0]["epoch"])),
     )
 
