@@ -115,11 +115,14 @@ class DenseSpace(ProductSpace):
         Raises:
             UserError: It is not in the space.
         """
-        decisions: dict[str, Value] = {"stem": ratio_stem(growths) if stem is None else stem}
+        return self.validate(self._decisions(growths, ratio_stem(growths) if stem is None else stem))
+
+    def _decisions(self, growths: Sequence[Sequence[int]], stem: int) -> dict[str, Value]:
+        decisions: dict[str, Value] = {"stem": stem}
         for block, rows in enumerate(growths):
             decisions[f"dense{block}/count"] = len(rows)
             decisions |= {f"dense{block}/{i}/growth": growth for i, growth in enumerate(rows)}
-        return self.validate(decisions)
+        return decisions
 
     def uniform(self, growth: int, depth: int) -> Architecture:
         """Return the DenseNet-BC of one growth rate and a published depth: ``(depth - 4) / (2 * blocks)`` miniblocks.
@@ -185,12 +188,13 @@ class DenseSpace(ProductSpace):
         edits: list[Edit] = [("stem", stem)] if stem > before.stem else []
         return edits + [("transition", block, width) for block, width in enumerate(after.transitions)]
 
-    def grown(self, architecture: Mapping[str, Value], edits: Sequence[Edit]) -> Architecture:
-        """Return the architecture after edits; transitions follow from the rest, whether an edit names them or not.
+    def edited(self, architecture: Mapping[str, Value], edits: Sequence[Edit]) -> dict[str, Value]:
+        """Return the decisions after edits without asking whether they are in the space.
+
+        Transitions follow from the rest, whether an edit names them or not.
 
         Raises:
-            UserError: An edit that is none, a miniblock that does not exist or would shrink, or a width outside the
-                space.
+            UserError: An edit that is none, or a miniblock that does not exist or would shrink.
         """
         layers, stem = self.layers(architecture), _int(architecture["stem"])
         for edit in edits:
@@ -200,7 +204,15 @@ class DenseSpace(ProductSpace):
                 stem = _int(edit[1])
             elif edit[0] != "transition":
                 apply_edit_(layers, edit)
-        return self.of_growths([[layer.width for layer in rows] for rows in layers], stem=stem)
+        return self._decisions([[layer.width for layer in rows] for rows in layers], stem)
+
+    def grown(self, architecture: Mapping[str, Value], edits: Sequence[Edit]) -> Architecture:
+        """Return the architecture after edits, as ``edited``.
+
+        Raises:
+            UserError: The same, or a width outside the space.
+        """
+        return self.validate(self.edited(architecture, edits))
 
     def match(self, parent: Mapping[str, Value], child: Mapping[str, Value]) -> tuple[Edit, ...] | None:
         """Return edits that lead from one architecture to another, None when growing cannot."""

@@ -106,6 +106,9 @@ class PlainSpace(ProductSpace):
         Raises:
             UserError: It is not in the space.
         """
+        return self.validate(self._decisions(layers))
+
+    def _decisions(self, layers: Sequence[Sequence[Layer]]) -> dict[str, Value]:
         decisions: dict[str, Value] = {}
         for block, rows in enumerate(layers):
             name = f"conv{block}" if block < self.blocks else "fc"
@@ -115,7 +118,7 @@ class PlainSpace(ProductSpace):
                     decisions |= {f"{name}/{i}/filters": layer.width, f"{name}/{i}/kernel": layer.kind}
                 else:
                     decisions[f"{name}/{i}/units"] = layer.width
-        return self.validate(decisions)
+        return decisions
 
     def start(self) -> Architecture:
         """Return the start network: one layer in each block, the narrowest, with 3x3 kernels where there are such."""
@@ -197,16 +200,24 @@ class PlainSpace(ProductSpace):
         """Return nothing: here no edit follows from others."""
         return []
 
+    def edited(self, architecture: Mapping[str, Value], edits: Sequence[Edit]) -> dict[str, Value]:
+        """Return the decisions after edits without asking whether they are in the space.
+
+        Raises:
+            UserError: An edit that is none, or a layer that does not exist or would shrink.
+        """
+        layers = self.layers(architecture)
+        for edit in edits:
+            apply_edit_(layers, edit)
+        return self._decisions(layers)
+
     def grown(self, architecture: Mapping[str, Value], edits: Sequence[Edit]) -> Architecture:
         """Return the architecture after edits.
 
         Raises:
             UserError: An edit that is none, a layer that does not exist or would shrink, or a width outside the space.
         """
-        layers = self.layers(architecture)
-        for edit in edits:
-            apply_edit_(layers, edit)
-        return self.of_layers(layers)
+        return self.validate(self.edited(architecture, edits))
 
     def match(self, parent: Mapping[str, Value], child: Mapping[str, Value]) -> tuple[Edit, ...] | None:
         """Return edits that lead from one architecture to another, None when growing cannot."""

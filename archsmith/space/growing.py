@@ -69,6 +69,14 @@ class GrowingSpace(Protocol):
         """Return the edits that follow from the others and are due at their end; mostly none."""
         ...
 
+    def edited(self, architecture: Mapping[str, Value], edits: Sequence[Edit]) -> dict[str, Value]:
+        """Return the decisions after edits without asking whether they are in the space, for steps on the way.
+
+        Raises:
+            UserError: An edit that is none.
+        """
+        ...
+
     def grown(self, architecture: Mapping[str, Value], edits: Sequence[Edit]) -> Architecture:
         """Return the architecture after edits.
 

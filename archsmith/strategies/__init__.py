@@ -20,6 +20,7 @@ from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
 from archsmith.strategies.controller import Controller
 from archsmith.strategies.distribution import Distribution, UniformDecisions
+from archsmith.strategies.eas import Eas, Stage
 from archsmith.strategies.evolution import MutateWithin, RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
 from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
@@ -40,6 +41,7 @@ __all__ = [
     "Bohb",
     "Controller",
     "Distribution",
+    "Eas",
     "GaussianProcessSearch",
     "GridSearch",
     "Hyperband",
@@ -54,6 +56,7 @@ __all__ = [
     "Reinforce",
     "ReinforceController",
     "Scalarised",
+    "Stage",
     "Strategy",
     "SuccessiveHalving",
     "SurrogateSearch",
