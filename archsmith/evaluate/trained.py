@@ -85,8 +85,8 @@ class TrainedEvaluator:
     **Published values**: where the space has ``published`` (``UserHyperparams``: optimizer, lr, rate_mult, ...), these
     override the recipe.
 
-    **Inheritance**: a trial with a parent, whose ``info`` has ``weights`` (the parent's) and ``parent_architecture`` (as
-    JSON), starts a new training from the parent's weights, grown to its network by the family's rule
+    **Inheritance**: a trial with a parent, whose ``info`` has ``weights`` (the parent's) and ``parent_architecture``
+    (as JSON), starts a new training from the parent's weights, grown to its network by the family's rule
     (``GrowingFamily``): by the edits in ``info["edits"]``, or else by those that lead from parent to child. Statistics
     of new layers are those of one training batch, at most ``INHERITED_EXAMPLES`` images as they are.
 

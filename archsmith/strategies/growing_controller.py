@@ -278,11 +278,15 @@ class GrowthController:
 
     def _step(self, cell: str, inputs: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[Any, Any]:
         """Return the state after one step, and (gates, tanh of c)."""
-        sums = inputs @ self.weights[f"{cell}/x"] + h @ self.weights[f"{cell}/h"] + self.weights[f"{cell}/bias"]
-        size = h.shape[1]
-        sums[:, : 3 * size] *= 0.5  # sigmoid(x) = (1 + tanh(x / 2)) / 2
+        return self._gated(cell, inputs @ self.weights[f"{cell}/x"] + self.weights[f"{cell}/bias"], h, c)
+
+    def _gated(self, cell: str, projected: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[Any, Any]:
+        sums = projected + h @ self.weights[f"{cell}/h"]
+        opened = 3 * h.shape[1]
+        sums[:, :opened] *= 0.5  # sigmoid(x) = (1 + tanh(x / 2)) / 2
         gates = np.tanh(sums, out=sums)
-        gates[:, : 3 * size] = 0.5 * (1.0 + gates[:, : 3 * size])
+        gates[:, :opened] *= 0.5
+        gates[:, :opened] += 0.5
         enter, forget, expose, candidate = _quarters(gates)
         after = forget * c + enter * candidate
         squashed = np.tanh(after)
@@ -300,12 +304,17 @@ class GrowthController:
         h, c = state
         outputs = np.zeros((len(order), *h.shape))
         moments: list[Any] = []
+        projected = inputs_TBD @ self.weights[f"{cell}/x"] + self.weights[f"{cell}/bias"]
+        complete = present_TB.all(axis=1)
         for t in order:
-            present = present_TB[t][:, None]
-            (new_h, new_c), (gates, squashed) = self._step(cell, inputs_TBD[t], h, c)
+            (new_h, new_c), (gates, squashed) = self._gated(cell, projected[t], h, c)
             moments.append((h, c, gates, squashed))
-            outputs[t] = present * new_h
-            h, c = present * new_h + (1 - present) * h, present * new_c + (1 - present) * c
+            if complete[t]:
+                outputs[t], h, c = new_h, new_h, new_c
+            else:
+                present = present_TB[t][:, None]
+                outputs[t] = present * new_h
+                h, c = present * new_h + (1 - present) * h, present * new_c + (1 - present) * c
         return _Run(order, inputs_TBD, present_TB, moments, outputs, (h, c))
 
     def _back(
