@@ -305,7 +305,7 @@ class GrowthController:
         outputs = np.zeros((len(order), *h.shape))
         moments: list[Any] = []
         projected = inputs_TBD @ self.weights[f"{cell}/x"] + self.weights[f"{cell}/bias"]
-        complete = present_TB.all(axis=1)
+        complete = np.all(present_TB > 0, axis=1).tolist()
         for t in order:
             (new_h, new_c), (gates, squashed) = self._gated(cell, projected[t], h, c)
             moments.append((h, c, gates, squashed))
