@@ -91,6 +91,7 @@ def test_recipes_are_told_apart_by_the_parent():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_on_real_images_inherited_candidates_are_better_than_reinitialised_ones():
     """The claim that carries the method, on the CIFAR-10 subset at 16x16: paired over the candidates of one search."""
     arrays = cifar10_arrays()

@@ -194,6 +194,7 @@ def compared(space, rate, seeds, shape=None, **settings):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_controller_learns_what_pays():
     """Published target: better than random search in at least 8 of 10 seeds."""
     means = compared(PlainSpace(), score, range(10))
