@@ -31,7 +31,7 @@ from archsmith.families.plain import PlainFamily
 from archsmith.families.plain_space import LARGE_WIDTHS, SMALL_WIDTHS, PlainSpace
 from archsmith.run.study import StudyOutcome, run_study
 from archsmith.space import Objective, Result, Space, Trial
-from archsmith.strategies import Eas, Stage
+from archsmith.strategies import Eas, GrowthStage
 from archsmith.tasks.base import Task
 from archsmith.train.recipe import TrainingRecipe
 
@@ -112,12 +112,12 @@ class Settings(BaseModel):
     recipe: Literal["published", "cpu"] = "published"
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[GrowthStage, ...]:
         """The stages of the search, each with its widths."""
         if self.space == "dense":
-            return (Stage(self.episodes),)
-        large = (Stage(self.large_episodes, LARGE_WIDTHS),) if self.large_episodes else ()
-        return (Stage(self.episodes, SMALL_WIDTHS), *large)
+            return (GrowthStage(self.episodes),)
+        large = (GrowthStage(self.large_episodes, LARGE_WIDTHS),) if self.large_episodes else ()
+        return (GrowthStage(self.episodes, SMALL_WIDTHS), *large)
 
 
 def family_for(

@@ -20,7 +20,7 @@ from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
 from archsmith.strategies.controller import Controller
 from archsmith.strategies.distribution import Distribution, UniformDecisions
-from archsmith.strategies.eas import Eas, Stage
+from archsmith.strategies.eas import Eas, GrowthStage
 from archsmith.strategies.evolution import MutateWithin, RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
 from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
@@ -44,6 +44,7 @@ __all__ = [
     "Eas",
     "GaussianProcessSearch",
     "GridSearch",
+    "GrowthStage",
     "Hyperband",
     "LocalSearch",
     "MonteCarloTreeSearch",
@@ -56,7 +57,6 @@ __all__ = [
     "Reinforce",
     "ReinforceController",
     "Scalarised",
-    "Stage",
     "Strategy",
     "SuccessiveHalving",
     "SurrogateSearch",

@@ -55,7 +55,7 @@ def moved_baseline(baseline: float, rewards: Sequence[float], decay: float) -> f
 
 
 @dataclass(frozen=True)
-class Stage:
+class GrowthStage:
     """A number of episodes that grow one network.
 
     Attributes:
@@ -70,7 +70,8 @@ class Stage:
     widths: Mapping[str, Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
-        if self.episodes is not None and (isinstance(self.episodes, bool) or self.episodes < 1):
+        whole = isinstance(self.episodes, int) and not isinstance(self.episodes, bool)
+        if self.episodes is not None and not (whole and self.episodes >= 1):
             raise UserError("stage.episodes", self.episodes, allowed="an integer from 1, or None")
 
 
@@ -131,7 +132,7 @@ class Eas(Strategy):
         baseline_decay: float = 0.95,
         reward: Literal["tan", "plain"] = "tan",
         reward_scale: float = 10.0,
-        stages: Sequence[Stage] = (Stage(),),
+        stages: Sequence[GrowthStage] = (GrowthStage(),),
         policy: Literal["controller", "random"] = "controller",
         embedding: int = 16,
         units: int = 50,
@@ -150,7 +151,7 @@ class Eas(Strategy):
             ("reward_scale", reward_scale > 0, reward_scale, "a number above 0"),
             ("reward", reward in ("tan", "plain"), reward, "'tan' or 'plain'"),
             ("policy", policy in ("controller", "random"), policy, "'controller' or 'random'"),
-            ("stages", bool(stages), stages, "at least one Stage"),
+            ("stages", bool(stages), stages, "at least one GrowthStage"),
             ("objectives", reward == "plain" or self.objective.direction == "maximize", self.objective, "an accuracy"),
         ):
             if not good:

@@ -19,8 +19,7 @@ from archsmith.methods.eas import (
     train_best,
 )
 from archsmith.run.study import JournalStore, recorded_trials
-from archsmith.space import Result
-from archsmith.strategies import Stage
+from archsmith.strategies import GrowthStage
 from archsmith.tasks.catalogue import open_task
 from archsmith.tasks.vision import ImageClassification
 from archsmith.train.recipe import TrainingRecipe, result_weights
@@ -51,7 +50,7 @@ def test_the_defaults_are_the_published_ones():
     dense = Settings(space="dense")
     dense_family = family_for(dense, image=(3, 32, 32), num_classes=10)
     found = strategy(dense_family.space, dense)
-    assert (found.wider, found.deeper) == (10, 5) and found.stages == (Stage(15),)
+    assert (found.wider, found.deeper) == (10, 5) and found.stages == (GrowthStage(15),)
     assert dense_family.space.growths == tuple(range(4, 49, 2))
     assert (family.widen_noise, family.deepen_noise, family.norm_eps, family.norm_momentum) == (0.01, 1e-3, 1e-5, 0.1)
     shared = {"batch_size": 64, "optimizer": "nesterov", "momentum": 0.9, "weight_decay": 1e-4, "schedule": "cosine"}
@@ -141,4 +140,3 @@ def test_what_cannot_be_is_said():
 
     with pytest.raises(UserError, match="no trained network"):
         train_best(task, Nothing(), MemoryWeightStore())  # type: ignore[arg-type]
-    assert Result.failed("x").weights is None

@@ -8,9 +8,9 @@ import pytest
 from archsmith.core.errors import UserError
 from archsmith.families.densenet_space import DenseSpace
 from archsmith.families.plain_space import LARGE_WIDTHS, SMALL_WIDTHS, PlainSpace
-from archsmith.space import Architecture, Objective, Result, Trial
-from archsmith.strategies import RandomSearch, open_strategy
-from archsmith.strategies.eas import CEILING, Eas, Stage, moved_baseline, tangent_reward
+from archsmith.space import Architecture, Objective, Result
+from archsmith.strategies import open_strategy
+from archsmith.strategies.eas import CEILING, Eas, GrowthStage, moved_baseline, tangent_reward
 from archsmith.testing.strategies import flat_space
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/eas.json").read_text())["cases"]
@@ -103,7 +103,7 @@ def test_stages_go_on_from_the_best_network_with_other_widths():
     filters = sorted({*SMALL_WIDTHS["filters"], *LARGE_WIDTHS["filters"]})
     units = sorted({*SMALL_WIDTHS["units"], *LARGE_WIDTHS["units"]})
     space = PlainSpace(filters=filters, units=units)
-    stages = (Stage(2, SMALL_WIDTHS), Stage(1, LARGE_WIDTHS))
+    stages = (GrowthStage(2, SMALL_WIDTHS), GrowthStage(1, LARGE_WIDTHS))
     search = started(Eas(space, nets=3, wider=1, deeper=1, stages=stages))
     first = search.ask(10)
     assert len(first) == 6 and not search.done and search.ask() == []
@@ -223,15 +223,15 @@ def test_it_is_listed_and_says_what_it_needs():
         ({"reward_scale": 0.0}, "reward_scale"),
         ({"reward": "log"}, "'tan' or 'plain'"),
         ({"policy": "greedy"}, "'controller' or 'random'"),
-        ({"stages": ()}, "at least one Stage"),
-        ({"stages": (Stage(), Stage(3))}, "a number of episodes for each stage but the last"),
+        ({"stages": ()}, "at least one GrowthStage"),
+        ({"stages": (GrowthStage(), GrowthStage(3))}, "a number of episodes for each stage but the last"),
         ({"objectives": (Objective("error", "minimize"),)}, "objectives"),
         ({"learning_rate": -1.0}, "learning_rate"),
     ):
         with pytest.raises(UserError, match=message):
             Eas(PlainSpace(), **settings)
     with pytest.raises(UserError, match=r"stage\.episodes: got 0"):
-        Stage(0)
+        GrowthStage(0)
     with pytest.raises(UserError, match="space: got flat; allowed: a space that grows"):
         Eas(flat_space())
 
@@ -242,8 +242,3 @@ def test_probabilities_can_be_looked_at():
     assert [token for token, _ in found["widen"]] == ["conv-4-3"] * 4 + ["fc-8"]
     assert all(0.4 < p < 0.6 for _, p in found["widen"])
     assert sum(p for _, p in found["deepen"]) == pytest.approx(1) and len(found["deepen"]) == 5
-
-
-def test_random_search_over_the_space_still_works_without_growing():
-    trial = RandomSearch(PlainSpace(), seed=0).ask()[0]
-    assert isinstance(trial, Trial)
