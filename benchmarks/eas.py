@@ -12,37 +12,19 @@ the balanced subset of CIFAR-10 beside the checkout, reduced to 16x16 pixels.
 from __future__ import annotations
 
 import argparse
-import lzma
 import platform
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from deeparchitect import cifar10_subset
 
 from archsmith.evaluate.weights import MemoryWeightStore
 from archsmith.methods.eas import Settings, evaluator, preset_settings, strategy
 from archsmith.run.statistics import summarise
-from archsmith.tasks.augment import Augment
 from archsmith.tasks.base import Task
 from archsmith.tasks.catalogue import open_task
-from archsmith.tasks.vision import ImageClassification
-
-
-def cifar10_subset(folder: Path) -> ImageClassification:
-    """Return the task of the subset: 2,970 training and 990 validation images of 16x16; the test file is not read."""
-    with lzma.open(folder / "train.npy.xz") as stream:
-        # Stored as the planes (G, R - G, B - G), differenced along both image axes, modulo 256.
-        planes = np.load(stream).cumsum(2, dtype="u1").cumsum(3, dtype="u1")
-    return ImageClassification.from_arrays(
-        np.stack([planes[1] + planes[0], planes[0], planes[2] + planes[0]], 1),
-        np.load(folder / "train_labels.npy"),
-        name="cifar10-subset",
-        valid_fraction=0.25,
-        test_fraction=0.01,
-        augment=Augment(crop=2, flip=True),
-        resolution=16,
-    )
 
 
 def searched(task: Task, settings: Settings, seed: int, *, compare: bool) -> dict[str, list[float]]:

@@ -88,7 +88,8 @@ class TrainedEvaluator:
     **Inheritance**: a trial with a parent, whose ``info`` has ``weights`` (the parent's) and ``parent_architecture``
     (as JSON), starts a new training from the parent's weights, grown to its network by the family's rule
     (``GrowingFamily``): by the edits in ``info["edits"]``, or else by those that lead from parent to child. Statistics
-    of new layers are those of one training batch, at most ``INHERITED_EXAMPLES`` images as they are.
+    of new layers are those of one training batch, at most ``INHERITED_EXAMPLES`` images as they are. The metric
+    "inherited" of such a trial is 1, and 0 where the weights are not to be had: then it trains from the start.
 
     **Weights**: with a weight store the state of the training is kept and its key is in ``Result.weights``
     (``archsmith.train.recipe.result_weights`` picks the network's). Any other trial with a parent whose
@@ -200,6 +201,8 @@ class TrainedEvaluator:
             "train_loss": training.train["loss"],
             "epochs": training.epochs,
         }
+        if parent is not None:
+            metrics["inherited"] = float(inherited is not None)
         if not math.isfinite(metrics["valid_loss"]):
             return Result.failed(
                 f"the validation loss is {metrics['valid_loss']}", seconds=time.perf_counter() - started

@@ -24,12 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from archsmith.core.errors import Shown, UserError
 from archsmith.evaluate.base import WeightStore
 from archsmith.evaluate.trained import TrainedEvaluator
-from archsmith.evaluate.weights import MemoryWeightStore
+from archsmith.evaluate.weights import FolderWeightStore, MemoryWeightStore
 from archsmith.families.densenet import DenseFamily
 from archsmith.families.densenet_space import DenseSpace
 from archsmith.families.plain import PlainFamily
 from archsmith.families.plain_space import LARGE_WIDTHS, SMALL_WIDTHS, PlainSpace
 from archsmith.run.study import StudyOutcome, run_study
+from archsmith.run.study_store import JournalStore
 from archsmith.space import Objective, Result, Space, Trial
 from archsmith.strategies import Eas, GrowthStage
 from archsmith.tasks.base import Task
@@ -213,8 +214,8 @@ def search(
         task: What the networks learn.
         settings: Hyper-parameters.
         seed: Seed of the controller and, through the trials, of every network.
-        weights: Where weights are kept and inherited from; in memory by default. To go on after a kill give a
-            ``FolderWeightStore`` beside ``store=JournalStore(folder)``.
+        weights: Where weights are kept and inherited from; by default in the folder of a ``JournalStore``, or else in
+            memory.
         costs: Which costs to count.
         device: Where to train.
         options: Of ``archsmith.run.study.run_study``.
@@ -223,15 +224,25 @@ def search(
         How the study ended; ``outcome.best`` is for ``train_best``.
 
     Raises:
-        UserError: An option that run_study does not take, or ``budget``, which the settings state.
+        UserError: An option that run_study does not take, ``budget``, which the settings state, or weights in memory
+            together with other processes, which could not inherit them.
     """
     if "budget" in options:
         raise UserError("budget", options["budget"], allowed="nothing here", hint="Set Settings(episodes=...).")
+    if weights is None:
+        store = options.get("store")
+        weights = FolderWeightStore(store.path / "weights") if isinstance(store, JournalStore) else MemoryWeightStore()
+    apart = [name for name in ("executor", "isolate", "time_limit", "memory_limit") if options.get(name)]
+    if isinstance(weights, MemoryWeightStore) and (apart or options.get("workers", 1) > 1):
+        raise UserError(
+            "weights",
+            Shown(f"a store in memory with {' and '.join(apart) or 'several workers'}"),
+            allowed="a FolderWeightStore where networks are trained in other processes",
+        )
     settings = Settings() if settings is None else settings
     trainer = evaluator(task, settings, costs=costs, device=device)
     searcher = strategy(trainer.candidate.family.space, settings, seed)
     total = 1 + sum(settings.nets * int(stage.episodes or 0) for stage in settings.stages)
-    weights = MemoryWeightStore() if weights is None else weights
     return run_study(searcher, trainer, budget=total, weights=weights, **{"cache": True, **options})
 
 

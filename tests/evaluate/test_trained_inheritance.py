@@ -51,6 +51,7 @@ def test_a_child_begins_where_its_parent_ended(kind: str, monkeypatch: pytest.Mo
     assert seen["loss"] == pytest.approx(first.metrics["valid_loss"], abs=1e-4)
     later = trainer.evaluate(grown_trial(child, start, first.weights), weights=store)
     assert later.metrics["epochs"] == QUICK["epochs"]  # a training of its own, not the rest of the parent's
+    assert later.metrics["inherited"] == 1.0 and "inherited" not in first.metrics
     assert later.metrics["train_loss"] < first.metrics["train_loss"]
     again = trainer.evaluate(grown_trial(child, start, first.weights), weights=store)
     assert again.metrics == later.metrics and again.weights == later.weights
@@ -86,7 +87,7 @@ def test_without_weights_the_child_is_initialised() -> None:
     family, child = CHILDREN["plain"]
     trainer = TrainedEvaluator(family, TASK, **QUICK)
     start = family.space.start()
-    fresh = trainer.evaluate(Trial(id=2, architecture=child, seed=9)).metrics
+    fresh = {**trainer.evaluate(Trial(id=2, architecture=child, seed=9)).metrics, "inherited": 0.0}  # it is said
     assert trainer.evaluate(grown_trial(child, start, None), weights=MemoryWeightStore()).metrics == fresh
     assert trainer.evaluate(grown_trial(child, start, "0" * 64), weights=MemoryWeightStore()).metrics == fresh
     assert trainer.evaluate(grown_trial(child, start, "0" * 64)).metrics == fresh

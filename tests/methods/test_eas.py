@@ -62,9 +62,9 @@ def test_the_defaults_are_the_published_ones():
 def test_a_search_on_the_digits_inherits_and_ends_with_a_trained_network(space, tmp_path, monkeypatch):
     short = {name: recipe.changed({"epochs": 1, "batch_size": 20}) for name, recipe in RECIPES["cpu"]._asdict().items()}
     monkeypatch.setitem(RECIPES, "cpu", RECIPES["cpu"]._replace(**short))
-    task, weights = open_task("digits", limit=20), FolderWeightStore(tmp_path / "weights")
+    task, weights = open_task("digits", limit=20), FolderWeightStore(tmp_path / "study" / "weights")
     settings = quick(space=space)
-    outcome = search(task, settings, seed=3, weights=weights, store=JournalStore(tmp_path / "study"), costs=("params",))
+    outcome = search(task, settings, seed=3, store=JournalStore(tmp_path / "study"), costs=("params",))
     assert (outcome.told, outcome.failed, outcome.status) == (5, 0, "finished")
     rows = list(recorded_trials(tmp_path / "study"))
     family = family_for(settings, image=task.input_shape, num_classes=10)
@@ -72,6 +72,7 @@ def test_a_search_on_the_digits_inherits_and_ends_with_a_trained_network(space, 
     assert start.parent is None and result is not None
     for trial, grown in rows[1:]:
         assert trial.parent == start.id and trial.info["weights"] == result.weights
+        assert grown.metrics["inherited"] == 1.0
         assert grown.costs["params"] > result.costs["params"]
         assert grown.costs["params"] == family.exact_costs(trial.architecture)["params"]
     last = train_best(task, outcome, weights, settings, costs=())
@@ -134,6 +135,11 @@ def test_what_cannot_be_is_said():
     task = open_task("digits", limit=20)
     with pytest.raises(UserError, match=r"budget: got 5; allowed: nothing here\. Set Settings\(episodes=\.\.\.\)"):
         search(task, budget=5)
+
+    with pytest.raises(UserError, match="weights: got a store in memory with several workers; allowed: a FolderWeight"):
+        search(task, workers=2)
+    with pytest.raises(UserError, match="a store in memory with time_limit"):
+        search(task, time_limit=5, weights=MemoryWeightStore())
 
     class Nothing:
         best = None
