@@ -22,7 +22,7 @@ from archsmith.families.plain import check_noise, checked_edits, initialise_, sp
 from archsmith.families.plain_growth import Tensors
 from archsmith.layers.densenet import DenseNetwork
 from archsmith.space import Architecture
-from archsmith.space.growing import Edit
+from archsmith.space.growing import Edit, edit_numbers
 
 FAMILIES = (
     {
@@ -145,12 +145,12 @@ class DenseFamily:
         edits = checked_edits(self.space, parent, child, edits)
         grown = DenseWeights(weights)
         for edit in edits:
-            self._grow_(grown, [int(number) for number in edit[1:]], str(edit[0]), generator)  # type: ignore[arg-type]
+            self._grow_(grown, edit_numbers(edit), str(edit[0]), generator)
         for block, width in enumerate(self.space.dense(child).transitions):  # what no edit said
-            self._grow_(grown, [block, width], "transition", generator)
+            self._grow_(grown, (block, width), "transition", generator)
         return grown.state_dict()
 
-    def _grow_(self, grown: DenseWeights, numbers: list[int], what: str, generator: torch.Generator | None) -> None:
+    def _grow_(self, grown: DenseWeights, numbers: Sequence[int], what: str, generator: torch.Generator | None) -> None:
         noise: dict[str, Any] = {"noise": self.widen_noise, "generator": generator}
         if what == "stem":
             grown.widen_stem_(widening(grown.widths(0)[0], numbers[0], generator=generator), **noise)

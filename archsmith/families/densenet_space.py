@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from archsmith.core.errors import UserError
 from archsmith.families.plain_space import apply_edit_, check_widths, matched
 from archsmith.space import Architecture, AtMost, Count, Ordinal, ProductSpace, Repeat, Value
-from archsmith.space.growing import Edit, Layer, next_width
+from archsmith.space.growing import Edit, Layer, edit_numbers, next_width
 from archsmith.space.values import digest_of
 
 GROWTHS = tuple(range(4, 49, 2))
@@ -199,9 +199,10 @@ class DenseSpace(ProductSpace):
         layers, stem = self.layers(architecture), _int(architecture["stem"])
         for edit in edits:
             if edit[0] == "stem" and len(edit) == 2:
-                if _int(edit[1]) < stem:
+                (wider,) = edit_numbers(edit)
+                if wider < stem:
                     raise UserError("edit", edit, allowed=f"a width of at least {stem}, which the stem has")
-                stem = _int(edit[1])
+                stem = wider
             elif edit[0] != "transition":
                 apply_edit_(layers, edit)
         return self._decisions([[layer.width for layer in rows] for rows in layers], stem)

@@ -19,7 +19,7 @@ from archsmith.families.plain_growth import PlainWeights, Tensors
 from archsmith.families.plain_space import PlainSpace, apply_edit_
 from archsmith.layers.plain import PlainNetwork
 from archsmith.space import Architecture
-from archsmith.space.growing import Edit, GrowingSpace, Layer
+from archsmith.space.growing import Edit, GrowingSpace, Layer, edit_numbers
 
 FAMILIES = (
     {
@@ -145,14 +145,16 @@ class PlainFamily:
         edits = checked_edits(self.space, parent, child, edits)
         layers, grown = self.space.layers(parent), PlainWeights(weights)
         for edit in edits:
-            block, at = int(edit[1]), int(edit[2])  # type: ignore[arg-type]
+            numbers = edit_numbers(edit)
+            block, at = numbers[:2]
             if edit[0] == "widen":
-                copies = widening(layers[block][at].width, int(edit[3]), generator=generator)  # type: ignore[arg-type]
+                copies = widening(layers[block][at].width, numbers[2], generator=generator)
                 grown.widen_(block, at, copies, noise=self.widen_noise, generator=generator)
             else:
-                kernel = int(edit[3]) if len(edit) == 4 else None  # type: ignore[arg-type]
+                kernel = numbers[2] if len(numbers) == 3 else None
                 found = self._statistics(layers, grown, (block, at), examples)
-                grown.deepen_(block, at, kernel, found, eps=self.norm_eps, noise=self.deepen_noise, generator=generator)
+                noise = self.deepen_noise
+                grown.deepen_(block, at, kernel, found, eps=self.norm_eps, noise=noise, generator=generator)
             apply_edit_(layers, edit)
         return grown.state_dict()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from archsmith.core.errors import UserError
 from archsmith.space import Architecture, AtMost, Count, Ordinal, ProductSpace, Repeat, Value
-from archsmith.space.growing import Edit, Layer, block_match, next_width
+from archsmith.space.growing import Edit, Layer, block_match, edit_numbers, next_width
 from archsmith.space.values import digest_of
 
 SMALL_WIDTHS = {"filters": tuple(range(4, 41, 4)), "units": tuple(range(8, 81, 8))}
@@ -241,18 +241,18 @@ def apply_edit_(layers: list[list[Layer]], edit: Edit) -> None:
     Raises:
         UserError: An edit that is none, or a layer that does not exist or would shrink.
     """
-    what, *numbers = edit
+    what, numbers = edit[0], edit_numbers(edit)
     if what not in ("widen", "deepen") or len(numbers) not in (2, 3):
         raise UserError("edit", edit, allowed="('widen', block, layer, width) or ('deepen', block, layer[, kernel])")
-    block, at = _int(numbers[0]), _int(numbers[1])
+    block, at = numbers[:2]
     if not (0 <= block < len(layers) and 0 <= at < len(layers[block])):
         raise UserError("edit", edit, allowed=f"a layer of blocks with {[len(rows) for rows in layers]} layers")
     old = layers[block][at]
     last = numbers[2] if len(numbers) == 3 else None
     if what == "widen":
-        if last is None or _int(last) < old.width:
+        if last is None or last < old.width:
             raise UserError("edit", edit, allowed=f"a width of at least {old.width}, which the layer has")
-        layers[block][at] = Layer(_int(last), old.kind)
+        layers[block][at] = Layer(last, old.kind)
     else:
         if (last is None) != (old.kind is None):
             raise UserError("edit", edit, allowed="a kernel size behind convolutions, none behind other layers")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from archsmith.core.errors import UserError
 from archsmith.space.architecture import Architecture
 from archsmith.space.values import Value
 
@@ -140,6 +141,18 @@ def block_match(block: int, parent: Sequence[Layer], child: Sequence[Layer]) -> 
             made.append(width)
         widths += [width, *reversed(made)]
     return edits + [("widen", block, at, new.width) for at, new in enumerate(child) if widths[at] < new.width]
+
+
+def edit_numbers(edit: Edit) -> tuple[int, ...]:
+    """Return what follows the name of an edit.
+
+    Raises:
+        UserError: Something that is no integer.
+    """
+    numbers = tuple(number for number in edit[1:] if isinstance(number, int) and not isinstance(number, bool))
+    if len(numbers) < len(edit) - 1:
+        raise UserError("edit", edit, allowed="a name and integers")
+    return numbers
 
 
 def next_width(width: int, widths: Sequence[int]) -> int | None:
