@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--nets", type=int, default=4)
     parser.add_argument("--episodes", type=int, default=3)
+    parser.add_argument("--no-fresh", action="store_true", help="leave out the second training from fresh weights")
     given = parser.parse_args()
     torch.set_num_threads(1)
     task = open_task("digits") if given.data is None else cifar10_subset(given.data)
@@ -73,22 +74,26 @@ def main() -> None:
     for seed in range(given.seeds):
         for policy, runs in rows.items():
             settings = Settings(**{**preset, "policy": policy})
-            runs.append(searched(task, settings, seed, compare=policy == "controller"))
+            runs.append(searched(task, settings, seed, compare=policy == "controller" and not given.no_fresh))
             figures = {name: round(float(np.mean(values)), 2) for name, values in runs[-1].items() if values}
             best = max(runs[-1]["inherited"])
             print(
                 f"  seed {seed} {policy}: {figures}, best {best:.2f}, {time.perf_counter() - started:.0f} s", flush=True
             )
     grown = rows["controller"]
-    mean = {name: [float(np.mean(run[name])) for run in grown] for name in ("start", "inherited", "fresh")}
-    pairs = [a - b for run in grown for a, b in zip(run["inherited"], run["fresh"], strict=True)]
+    names = ("start", "inherited") if given.no_fresh else ("start", "inherited", "fresh")
+    mean = {name: [float(np.mean(run[name])) for run in grown] for name in names}
+    print("(late: the last third of the episodes)")
     print("| mean over seeds, % | value [95 % interval] |")
     print("|---|---|")
     for name, values in mean.items():
         print(f"| {name} | {interval(values)} |")
-    gains = [a - b for a, b in zip(mean["inherited"], mean["fresh"], strict=True)]
-    print(f"| inherited - fresh | {interval(gains)}; {sum(p > 0 for p in pairs)} of {len(pairs)} networks |")
-    for what, function in (("mean", np.mean), ("best", np.max)):
+    if not given.no_fresh:
+        pairs = [a - b for run in grown for a, b in zip(run["inherited"], run["fresh"], strict=True)]
+        gains = [a - b for a, b in zip(mean["inherited"], mean["fresh"], strict=True)]
+        print(f"| inherited - fresh | {interval(gains)}; {sum(p > 0 for p in pairs)} of {len(pairs)} networks |")
+    late = max(1, given.episodes // 3) * given.nets
+    for what, function in (("mean", np.mean), ("late", lambda values: np.mean(values[-late:])), ("best", np.max)):
         own, other = (
             [float(function(run["inherited"])) for run in rows[policy]] for policy in ("controller", "random")
         )
