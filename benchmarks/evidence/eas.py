@@ -5,8 +5,8 @@ once by random actions (the baseline), each network trained for one epoch from i
 networks are trained a second time from fresh weights, all else equal. Images are the digits in scikit-learn (8x8), or
 the balanced subset of CIFAR-10 beside the checkout, reduced to 16x16 pixels.
 
-    python benchmarks/eas.py --seeds 5
-    python benchmarks/eas.py --data FOLDER --seeds 3 --space dense
+    python benchmarks/evidence/eas.py --seeds 5
+    python benchmarks/evidence/eas.py --data FOLDER --seeds 3 --space dense
 """
 
 from __future__ import annotations
