@@ -16,7 +16,7 @@ SMALL = {"filters": (4, 8), "units": (8, 16), "kernels": (3, 5), "blocks": 2, "d
 class TestPlainSpace(SpaceContract):
     @pytest.fixture
     def space(self) -> Space:
-        return PlainSpace()
+        return PlainSpace(depth=4, longest=20)
 
 
 class TestSmallPlainSpace(SpaceContract):
@@ -30,7 +30,7 @@ class TestSmallPlainSpace(SpaceContract):
 class TestDenseSpace(SpaceContract):
     @pytest.fixture
     def space(self) -> Space:
-        return DenseSpace()
+        return DenseSpace(depth=6, longest=15)
 
 
 def codes(space, tokens):
