@@ -162,8 +162,9 @@ class PlainFamily:
         self, layers: Sequence[Sequence[Layer]], weights: PlainWeights, place: tuple[int, int], examples: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return mean and biased variance of the outputs of the layer at ``place`` (block, number)."""
-        network = self._network(layers).to(examples.dtype)
-        network.load_state_dict(weights.state_dict())
+        with torch.device("meta"):  # nothing is drawn for weights that are put in next
+            network = self._network(layers)
+        network.load_state_dict(weights.state_dict(), assign=True)
         block = network.blocks[place[0]]
         assert isinstance(block, nn.ModuleList)
         return output_statistics(network, block[place[1]], examples)

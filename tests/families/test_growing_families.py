@@ -205,6 +205,7 @@ def walks(family, seed, edits=12):
 def test_inherited_weights_keep_the_function(family, seed, given):
     parent, child, edits = walks(family, seed)
     network = worn(family.build(parent, seed=seed).double().eval())
+    stream = torch.get_rng_state()
     weights = family.inherit(
         network.state_dict(),
         parent,
@@ -213,6 +214,7 @@ def test_inherited_weights_keep_the_function(family, seed, given):
         examples=images(),
         generator=torch.Generator().manual_seed(seed),
     )
+    assert torch.equal(torch.get_rng_state(), stream)  # whoever uses torch's own stream notices nothing
     grown = family.build(child).double().eval()
     grown.load_state_dict(weights)
     assert difference(grown, network) < 1e-9
