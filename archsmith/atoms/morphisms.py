@@ -236,14 +236,22 @@ def identity_conv(
         raise UserError("kernel", kernel, allowed="an odd number: an even kernel has no centre")
     weight = torch.zeros(channels, channels, kernel, kernel, dtype=dtype)
     weight[:, :, kernel // 2, kernel // 2] = torch.eye(channels, dtype=dtype)
-    return _noisy(weight, noise, generator)
+    return with_noise(weight, noise, generator=generator)
 
 
 def identity_linear(
     units: int, *, noise: float = 0.0, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Return the weights (N, N) of a linear map that copies its input; ``noise`` as for ``identity_conv``."""
-    return _noisy(torch.eye(units, dtype=dtype), noise, generator)
+    return with_noise(torch.eye(units, dtype=dtype), noise, generator=generator)
+
+
+def with_noise(weight: Tensor, noise: float, *, generator: torch.Generator | None = None) -> Tensor:
+    """Return a weight with normal noise of ``noise`` times the standard deviation of its numbers; the same at 0."""
+    if not noise:
+        return weight
+    scale = noise * float(weight.std(correction=0))
+    return weight + scale * torch.randn(weight.shape, dtype=weight.dtype, generator=generator)
 
 
 def channel_statistics(x: Tensor, *, axis: int = 1) -> tuple[Tensor, Tensor]:
@@ -277,10 +285,3 @@ def _chosen(tensor: Tensor, copies: Copies, axis: int) -> Tensor:
             f"size of axis {axis}", tensor.shape[axis], allowed=f"{copies.old}, the old units of the mapping"
         )
     return tensor.index_select(axis, copies.source.to(tensor.device))
-
-
-def _noisy(weight: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:
-    if not noise:
-        return weight
-    scale = noise * float(weight.std(correction=0))
-    return weight + scale * torch.randn(weight.shape, dtype=weight.dtype, generator=generator)

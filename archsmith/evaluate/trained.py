@@ -6,22 +6,26 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from archsmith.core.errors import Shown, UserError
+from archsmith.core.rng import seed_of
 from archsmith.cost import count, peak_activation_bytes, weight_bytes
 from archsmith.evaluate.base import WeightStore
 from archsmith.space import Architecture, Result, Space, Trial
 from archsmith.tasks.base import Task
 from archsmith.train.compute import Compute, resolve_device
 from archsmith.train.loop import Diverged
-from archsmith.train.recipe import Training, TrainingRecipe
+from archsmith.train.recipe import Training, TrainingRecipe, result_weights
 
 COSTS = ("macs", "params", "memory")
 """Exact costs of one image; "memory" is weights and peak activations in bytes and takes longest to count."""
+
+INHERITED_EXAMPLES = 64
+"""Training images that new layers take their statistics from."""
 
 _OWNER = "training.network"
 
@@ -45,6 +49,23 @@ class BuildingFamily(Protocol):
         """Return the network of an architecture, initialised from ``seed``."""
 
 
+@runtime_checkable
+class GrowingFamily(Protocol):
+    """A family whose networks can take over the weights of smaller ones."""
+
+    def inherit(
+        self,
+        weights: Mapping[str, Tensor],
+        parent: Mapping[str, Any],
+        child: Mapping[str, Any],
+        *,
+        edits: Sequence[tuple[Any, ...]] | None = None,
+        examples: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the ``state_dict`` of ``child`` made of that of ``parent``."""
+
+
 class TrainedEvaluator:
     """Trains every architecture from the trial's seed and reports its validation accuracy.
 
@@ -64,10 +85,16 @@ class TrainedEvaluator:
     **Published values**: where the space has ``published`` (``UserHyperparams``: optimizer, lr, rate_mult, ...), these
     override the recipe.
 
+    **Inheritance**: a trial with a parent, whose ``info`` has ``weights`` (the parent's) and ``parent_architecture``
+    (as JSON), starts a new training from the parent's weights, grown to its network by the family's rule
+    (``GrowingFamily``): by the edits in ``info["edits"]``, or else by those that lead from parent to child. Statistics
+    of new layers are those of one training batch, at most ``INHERITED_EXAMPLES`` images as they are. The metric
+    "inherited" of such a trial is 1, and 0 where the weights are not to be had: then it trains from the start.
+
     **Weights**: with a weight store the state of the training is kept and its key is in ``Result.weights``
-    (``archsmith.train.recipe.result_weights`` picks the network's). A trial with a parent whose ``info["weights"]``
-    names kept weights goes on from there, also with the parent's seed, and ends as if it had never been left, bit for
-    bit; where the store has nothing under that key it trains from the start.
+    (``archsmith.train.recipe.result_weights`` picks the network's). Any other trial with a parent whose
+    ``info["weights"]`` names kept weights goes on from there, also with the parent's seed, and ends as if it had never
+    been left, bit for bit; where the store has nothing under that key it trains from the start.
 
     ``metrics``: "valid_accuracy" (a fraction) and "valid_loss" of the last epoch, with patience of the best one;
     "train_accuracy" and "train_loss" as trained over the last epoch; "epochs" trained in all. ``seconds`` is the time
@@ -126,17 +153,18 @@ class TrainedEvaluator:
 
         Raises:
             UserError: The architecture is not of the family's space, the fidelity is no number of epochs of the recipe,
-                or the inherited weights are another network's.
+                the inherited weights are another network's, or the family has no rule to inherit by.
             MemoryError: The process has no memory left.
         """
         architecture = self.family.space.validate(trial.architecture)
         recipe = self.recipe.with_published(_published(self.family.space, architecture))
         epochs = _epochs(trial.fidelity, recipe)
-        inherited = _inherited(trial, architecture, weights)
+        parent = self._parent(trial)
+        inherited = _inherited(trial, parent or architecture, weights)
         started = time.perf_counter()
         with _threads(self.threads):
             try:
-                return self._trained(trial, architecture, recipe, epochs, inherited, weights, started)
+                return self._trained(trial, architecture, parent, recipe, epochs, inherited, weights, started)
             except (UserError, MemoryError):  # whoever called knows better what to do with its process
                 raise
             except Diverged as error:
@@ -149,6 +177,7 @@ class TrainedEvaluator:
         self,
         trial: Trial,
         architecture: Architecture,
+        parent: Architecture | None,
         recipe: TrainingRecipe,
         epochs: int,
         inherited: dict[str, Tensor] | None,
@@ -157,8 +186,10 @@ class TrainedEvaluator:
     ) -> Result:
         compute = Compute(device=torch.device(self.device))
         network = self.family.build(architecture, seed=trial.seed)
+        if parent is not None and inherited is not None:
+            network.load_state_dict(self._grown(trial, architecture, parent, inherited))
         training = Training(network, self.task, recipe, seed=trial.seed, compute=compute)
-        if inherited is not None:
+        if parent is None and inherited is not None:
             training.load(inherited)
         training.run(epochs)
         kept = None if weights is None else weights.put({**training.state(), _OWNER: _owner(architecture)})
@@ -170,12 +201,42 @@ class TrainedEvaluator:
             "train_loss": training.train["loss"],
             "epochs": training.epochs,
         }
+        if parent is not None:
+            metrics["inherited"] = float(inherited is not None)
         if not math.isfinite(metrics["valid_loss"]):
             return Result.failed(
                 f"the validation loss is {metrics['valid_loss']}", seconds=time.perf_counter() - started
             )
         costs = self.exact_costs(architecture)
         return Result(metrics=metrics, costs=costs, seconds=time.perf_counter() - started, weights=kept)
+
+    def _parent(self, trial: Trial) -> Architecture | None:
+        """Return the architecture whose weights a trial grows from, None where it does not."""
+        data = trial.info.get("parent_architecture")
+        if data is None:
+            return None
+        if not isinstance(self.family, GrowingFamily):
+            raise UserError(
+                "trial.info['parent_architecture']",
+                Shown(f"a parent to inherit from, in the family {type(self.family).__name__}"),
+                allowed="families with a method inherit, such as PlainFamily or DenseFamily",
+            )
+        return self.family.space.validate(Architecture.from_json(data))
+
+    def _grown(
+        self, trial: Trial, architecture: Architecture, parent: Architecture, inherited: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        assert isinstance(self.family, GrowingFamily)
+        size = min(INHERITED_EXAMPLES, self.task.size("train"))
+        batch = next(iter(self.task.batches("train", batch_size=size, seed=trial.seed)))
+        return self.family.inherit(
+            result_weights(inherited),
+            parent,
+            architecture,
+            edits=trial.info.get("edits"),
+            examples=batch.inputs,
+            generator=torch.Generator().manual_seed(seed_of(trial.seed, "inherit")),
+        )
 
     def exact_costs(self, architecture: Architecture) -> dict[str, float]:
         """Return the costs that this evaluator counts, of one image; nothing is computed."""
@@ -207,8 +268,8 @@ def _epochs(fidelity: float | None, recipe: TrainingRecipe) -> int:
     return int(fidelity)
 
 
-def _inherited(trial: Trial, architecture: Architecture, weights: WeightStore | None) -> dict[str, Tensor] | None:
-    """Return the tensors that a trial goes on from, None to train from the start."""
+def _inherited(trial: Trial, owner_architecture: Architecture, weights: WeightStore | None) -> dict[str, Tensor] | None:
+    """Return the tensors that a trial goes on or grows from, None to train from the start."""
     key = trial.info.get("weights")
     if weights is None or trial.parent is None or key is None:
         return None
@@ -217,7 +278,7 @@ def _inherited(trial: Trial, architecture: Architecture, weights: WeightStore | 
     except KeyError:
         return None
     owner = tensors.get(_OWNER)
-    if owner is None or not torch.equal(owner, _owner(architecture)):
+    if owner is None or not torch.equal(owner, _owner(owner_architecture)):
         raise UserError(
             "trial.info['weights']",
             Shown(f"{key}, the weights of another network"),

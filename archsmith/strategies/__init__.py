@@ -20,6 +20,7 @@ from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
 from archsmith.strategies.controller import Controller
 from archsmith.strategies.distribution import Distribution, UniformDecisions
+from archsmith.strategies.eas import Eas, GrowthStage
 from archsmith.strategies.evolution import MutateWithin, RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
 from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
@@ -40,8 +41,10 @@ __all__ = [
     "Bohb",
     "Controller",
     "Distribution",
+    "Eas",
     "GaussianProcessSearch",
     "GridSearch",
+    "GrowthStage",
     "Hyperband",
     "LocalSearch",
     "MonteCarloTreeSearch",

@@ -9,11 +9,13 @@ from mobile_samples import small_family
 
 from archsmith.families import family_table
 from archsmith.families.cells import open_family
+from archsmith.families.densenet import open_family as open_dense_family
 from archsmith.families.modules import open_family as open_module_family
 from archsmith.families.nasnet import nasnet_family
+from archsmith.families.plain import open_family as open_plain_family
 from archsmith.testing.families import FamilyContract, measured_costs
 
-ATTACHED = {"deeparchitect", "mobile", "nas-bench-201", "nasnet"}
+ATTACHED = {"deeparchitect", "densenet", "mobile", "nas-bench-201", "nasnet", "plain"}
 
 
 @functools.cache
@@ -56,6 +58,18 @@ class TestModuleFamily(FamilyContract):
     @pytest.fixture
     def family(self):
         return open_module_family("deeparchitect", image=(3, 5, 6), num_classes=5, space="deepconv", divisor=16)
+
+
+class TestPlainFamily(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        return open_plain_family("plain", image=(3, 9, 12), num_classes=5, depth=3, longest=12)
+
+
+class TestDenseFamily(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        return open_dense_family("densenet", image=(3, 9, 12), num_classes=5, growths=(4, 6, 12), depth=3, longest=9)
 
 
 def test_every_family_is_attached():

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 import archsmith.strategies
+from archsmith.families.densenet_space import DenseSpace
+from archsmith.families.plain_space import PlainSpace
 from archsmith.predictors import Ensemble, Predictor, Ridge
 from archsmith.space import Budget, Objective, Space
 from archsmith.space.formulations import FeasibleFirst, Lagrangian, at_most
+from archsmith.space.growing import GrowingSpace
 from archsmith.strategies import DEFAULT_OBJECTIVE, Strategy, strategy_table
 from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
+from archsmith.strategies.eas import Eas
 from archsmith.strategies.evolution import RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
 from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
@@ -213,8 +217,24 @@ class TestScalarisedWithMovingMultipliers(StrategyContract):
         return Scalarised(space, formulation=problem, inner=LocalSearch, seed=seed)
 
 
+class TestEas(StrategyContract):
+    """On strings that grow, the only spaces it takes; that it learns is checked in test_eas."""
+
+    spaces = ("plain", "dense")
+    beats_random = False
+
+    @pytest.fixture
+    def space(self, request: pytest.FixtureRequest) -> Space:
+        return PlainSpace(depth=3, longest=13) if request.param == "plain" else DenseSpace(depth=4)
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        space = space if isinstance(space, GrowingSpace) else PlainSpace()
+        return Eas(space, seed=seed, nets=3, wider=2, deeper=2, reward="plain", units=6, embedding=4)
+
+
 CASES: dict[str, type[StrategyContract]] = {
     "bohb": TestBohb,
+    "eas": TestEas,
     "gp": TestGaussianProcess,
     "grid": TestGrid,
     "hyperband": TestHyperband,
