@@ -41,8 +41,9 @@ SKELETONS: dict[str, dict[str, Any]] = {
     "cifar": {"channels": 36, "cells": 20, "stem": "cifar"},
     "imagenet": {"channels": 48, "cells": 14, "stem": "imagenet"},
     "search": {"channels": 16, "cells": 8, "stem": "cifar"},
+    "tiny": {"channels": 8, "cells": 5, "stem": "cifar"},
 }
-"""Published settings: the final networks, and the search network."""
+"""Published settings of the final networks and of the search network; and ours for images below 24 pixels."""
 
 AUXILIARY_WEIGHT = 0.4
 """Weight of the auxiliary classifier's loss."""
@@ -250,7 +251,7 @@ def darts_family(
     """Return the family of a skeleton for one image size.
 
     Args:
-        skeleton: A name of ``SKELETONS``, or "auto": "search" below 96 pixels, else "imagenet".
+        skeleton: A name of ``SKELETONS``, or "auto": "tiny" below 24 pixels, "cifar" below 96, else "imagenet".
         image: (C, H, W).
         num_classes: Number of classes.
         settings: Any attribute of ``DartsFamily``, in place of the skeleton's.
@@ -259,7 +260,7 @@ def darts_family(
         UserError: Unknown skeleton or setting, or a value that is not allowed.
     """
     if skeleton == "auto":
-        skeleton = "search" if min(image[1:]) < 96 else "imagenet"
+        skeleton = "tiny" if min(image[1:]) < 24 else "cifar" if min(image[1:]) < 96 else "imagenet"
     if skeleton not in SKELETONS:
         raise UserError("family.skeleton", skeleton, allowed=", ".join(["auto", *SKELETONS]))
     if unknown := sorted(set(settings) - set(DartsFamily.__dataclass_fields__)):

@@ -216,8 +216,9 @@ def test_drop_path_is_set_on_every_cell():
 
 
 def test_skeletons_and_settings():
-    assert darts_family(image=(3, 32, 32), num_classes=10).cells == SKELETONS["search"]["cells"]
-    assert darts_family(image=(3, 224, 224), num_classes=10).stem == "imagenet"
+    for side, name in ((16, "tiny"), (32, "cifar"), (224, "imagenet")):
+        family = darts_family(image=(3, side, side), num_classes=10)
+        assert {key: getattr(family, key) for key in SKELETONS[name]} == SKELETONS[name]
     family = open_family("darts", image=(3, 8, 8), num_classes=5, operations=["none", "skip_connect"])
     assert family.space.size == darts_space(4, ("skip_connect",)).size == 180**2
     assert isinstance(small().build(sampled(small())), DartsNetwork)
