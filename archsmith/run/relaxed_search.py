@@ -96,6 +96,16 @@ class Plan:
     logit_decay: float = 1e-3
 
 
+def phase_hooks(optimizer: torch.optim.Optimizer, phase: Phase, rate: float) -> LoopHooks:
+    """Return the hooks of an epoch: one learning rate, gradients clipped as the phase says."""
+
+    def clip() -> None:
+        if phase.clip_norm:
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], phase.clip_norm)
+
+    return LoopHooks(rate=lambda step: rate, after_backward=clip)
+
+
 class RelaxedSearcher:
     """Search on a relaxed supernet, then training of the selected network from scratch.
 
@@ -237,7 +247,7 @@ class RelaxedSearcher:
         def on_step(position: Position, loss: float) -> None:
             monitor.step(position.total, loss=loss, accuracy=position.means().get("accuracy", 0.0))
 
-        hooks = LoopHooks(rate=lambda step: rate, on_step=on_step, should_stop=monitor.should_stop)
+        hooks = replace(phase_hooks(self.optimizer, phase, rate), on_step=on_step, should_stop=monitor.should_stop)
         searching = self.supernet is not None
         complete = self._search_epoch(phase, rate, hooks) if searching else self._final_epoch(phase, own, hooks)
         if not complete:
@@ -282,18 +292,12 @@ class RelaxedSearcher:
     def _final_epoch(self, phase: Phase, epoch: int, hooks: LoopHooks) -> bool:
         assert self.network is not None
         self.network.set_drop_path(phase.drop_path * epoch / phase.epochs)
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-
-        def clip() -> None:
-            if phase.clip_norm:
-                nn.utils.clip_grad_norm_(trained, phase.clip_norm)
-
         return train_epoch(
             self.network,
             self.optimizer,
             WithAuxiliary(self.task, self.network, phase.auxiliary_weight),
             self.position,
-            replace(hooks, after_backward=clip),
+            hooks,
             batch_size=phase.batch_size,
             seed=self.seed,
             memory_format=self.format,
