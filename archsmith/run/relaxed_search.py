@@ -331,7 +331,7 @@ class RelaxedSearcher:
             "valid_accuracy": scores["accuracy"],
             "valid_loss": scores["loss"],
             "macs": self._macs(self.family.architecture_of(network)),
-            "within_budget": True,
+            "within_budget": self.index == len(self.phases) - 1,  # earlier phases train what is not delivered yet
         }
 
     def _score(self, architecture: Architecture | None) -> dict[str, float | int]:
