@@ -112,8 +112,8 @@ def test_a_stopped_search_goes_on_bit_for_bit(steps):
     again = searcher()
     again.load(tensors, json.loads(json.dumps(state)))
     assert again.position.total == steps
-    to_the_end(whole)
-    to_the_end(again)
+    figures, left = to_the_end(whole), to_the_end(again)
+    assert left == figures[-len(left) :]
     assert again.genotype == whole.genotype
     ours, theirs = again.deliver().network.state_dict(), whole.deliver().network.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

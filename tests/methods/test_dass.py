@@ -12,7 +12,7 @@ from torch.nn import functional
 from archsmith.families.darts import DartsFamily
 from archsmith.families.darts_space import DARTS_V2, Genotype
 from archsmith.layers.darts import DenseLayers
-from archsmith.layers.sparse import SparseConv2d, SparseLayers, SparseLinear, masks, set_keep_, sparse_layers
+from archsmith.layers.sparse import SparseConv2d, SparseLayers, SparseLinear, masks, set_keep_, sparse_layers, top_mask
 from archsmith.methods import darts, load_method
 from archsmith.methods.dass import (
     DASS_90,
@@ -193,7 +193,14 @@ def test_masks_start_at_the_magnitudes_and_then_learn():
         smallest = layer.weight.abs().flatten().topk(kept).values[-1]
         assert torch.equal(first[name], (layer.weight.abs() >= smallest).float())
     stop_after(search, search.halves[0].steps_per_epoch(8))
-    assert any(not torch.equal(mask, first[name]) for name, mask in masks(network).items())
+    learned = masks(network)
+    assert any(not torch.equal(mask, first[name]) for name, mask in learned.items())
+    assert search.phases[search.index].name == "search/finetune"  # has begun, and ranks nothing anew
+    assert any(not torch.equal(mask, masks_by_magnitude(network)[name]) for name, mask in learned.items())
+
+
+def masks_by_magnitude(network):
+    return {name: top_mask(layer.weight, layer.keep) for name, layer in sparse_layers(network).items()}
 
 
 def test_a_search_delivers_a_dense_network_that_is_sparse():
@@ -213,23 +220,24 @@ def test_a_search_delivers_a_dense_network_that_is_sparse():
     assert sum(int(m.weight.count_nonzero()) for m in layers) == counted["kept"] < 0.3 * counted["weights"]
 
 
-@pytest.mark.parametrize("steps", [3, 5, 8, 10])
+@pytest.mark.parametrize("steps", [3, 5, 9, 11])
 def test_a_stopped_search_goes_on_bit_for_bit(steps, finished):
+    whole, figures = finished
     halted, again = searcher(), searcher()
     stop_after(halted, steps)
     tensors, state = copied(halted.state())
     again.load(tensors, json.loads(json.dumps(state)))
-    to_the_end(again)
-    ours, theirs = again.network.state_dict(), finished.network.state_dict()
-    assert again.genotype == finished.genotype
+    left = to_the_end(again)
+    assert left == figures[-len(left) :]
+    ours, theirs = again.network.state_dict(), whole.network.state_dict()
+    assert again.genotype == whole.genotype
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 @pytest.fixture(scope="module")
 def finished():
     search = searcher()
-    to_the_end(search)
-    return search
+    return search, to_the_end(search)
 
 
 def test_a_path_of_the_sparse_supernet_is_delivered_before_the_end():
