@@ -11,6 +11,9 @@ from archsmith.families.darts import SKELETONS, DartsFamily, darts_family, open_
 from archsmith.families.darts_space import DARTS_OPERATIONS, DARTS_V2, Genotype, darts_space
 from archsmith.families.darts_supernet import SearchCell
 from archsmith.layers.darts import DartsNetwork, DenseLayers
+from archsmith.layers.sparse import SparseLayers
+from archsmith.run.constructor import call_of
+from archsmith.run.source import standalone_source
 from archsmith.supernet import Supernet, batch_statistics
 
 QUICK = ("count:cifar:DARTS_V2:C36:L20", "count:imagenet:DARTS_V2:C48:L14", "count:cifar:DARTS_V1:C16:L8")
@@ -242,3 +245,22 @@ def test_wrong_settings_are_refused(changes, text):
         small(**changes)
     with pytest.raises(UserError, match="family: got 'dart'; allowed: darts"):
         open_family("dart", image=(3, 8, 8), num_classes=5)
+
+
+def test_sparse_networks_have_a_source_of_their_own():
+    network = small().build(sampled(small()), seed=0, layers=SparseLayers(0.3)).eval()
+    call = call_of(network)
+    scale = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    text = standalone_source(
+        call.path, call.arguments, input_shape=(3, 8, 8), normalisation=scale, class_names=["a", "b", "c", "d", "e"]
+    )
+    module: dict[str, object] = {"__name__": "model"}
+    exec(compile(text, "model.py", "exec"), module)
+    again = module["build"]().eval()
+    again.load_state_dict(network.state_dict())
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(again(x), network(x))
+    dense = call_of(small().build(sampled(small())))
+    assert "Sparse" not in standalone_source(
+        dense.path, dense.arguments, input_shape=(3, 8, 8), normalisation=scale, class_names=["a", "b", "c", "d", "e"]
+    )
