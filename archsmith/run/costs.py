@@ -8,7 +8,7 @@ repeats bit for bit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ LATENCY_MARGIN = 0.95
 COSTS = ("macs", "params", "memory", "latency")
 
 
-class AtomFamily(Protocol):
-    """A family whose networks are cut atom by atom."""
+class BuildableFamily(Protocol):
+    """What every family can say of its points."""
 
     @property
     def image(self) -> tuple[int, int, int]:
@@ -45,6 +45,10 @@ class AtomFamily(Protocol):
 
     def build(self, architecture: Mapping[str, Any], *, seed: int | None = None) -> nn.Module:
         """Return its network."""
+
+
+class AtomFamily(BuildableFamily, Protocol):
+    """A family whose networks are cut atom by atom."""
 
     def atoms(self, network: Any) -> Atoms:
         """Return the removable units of a network."""
@@ -66,7 +70,7 @@ class CostModel:
             bytes, batch 1, float32), and "latency" (ms, torch, one thread, batch 1) when the budget names it.
         smallest: The same of the smallest.
         limits: Absolute limits by cost name; empty without a budget.
-        base: MACs and parameters of the largest network outside its atoms.
+        base: MACs and parameters of the largest network outside its atoms; all of them in a family of choices only.
         additive: Whether every limit is on MACs or parameters, which need no network to be built.
 
     Raises:
@@ -74,7 +78,7 @@ class CostModel:
             smallest does not reach.
     """
 
-    def __init__(self, family: AtomFamily, budget: Budget | None, journal: Logger) -> None:
+    def __init__(self, family: BuildableFamily, budget: Budget | None, journal: Logger) -> None:
         self.family = family
         self._journal = journal
         self._known: dict[str, dict[str, Any]] = {}
@@ -84,9 +88,10 @@ class CostModel:
         self._latency = "latency" in names
         self.largest = self.of(family.largest())
         self.smallest = self.of(family.smallest())
-        network = family.build(family.largest())
-        atoms = family.atoms(network)
-        self.base = {name: self.largest[name] - atoms.cost(name) for name in ("macs", "params")}
+        self.base = {name: self.largest[name] for name in ("macs", "params")}
+        if hasattr(family, "atoms"):
+            atoms = family.atoms(family.build(family.largest()))
+            self.base = {name: self.largest[name] - atoms.cost(name) for name in self.base}
         self.limits: dict[str, float] = {}
         self.budget_text = ""
         if budget is not None:
@@ -118,7 +123,7 @@ class CostModel:
                 return False
         if self.additive or not self.limits:
             return True
-        costs = self.of(self.family.kept(atoms, keep))
+        costs = self.of(cast(AtomFamily, self.family).kept(atoms, keep))
         margin = {"latency": LATENCY_MARGIN}
         return all(costs[name] <= limit * margin.get(name, 1.0) for name, limit in self.limits.items())
 

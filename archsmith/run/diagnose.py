@@ -6,9 +6,11 @@ configuration. Every check knows figures by name and is skipped where they are m
 ========================== ==========================================================================================
 of an epoch                ``epoch``, ``loss``, ``valid_accuracy``, ``macs``, ``atoms``, ``rho`` (strength of a
                            penalty), ``within_budget``, ``cut`` (``removed``, and of these ``forced``: alive, but the
-                           budget had no room for them)
+                           budget had no room for them); of a search over choices ``probabilities`` (rows of mixing
+                           weights by group) and ``weightless`` (operations without weights by kind of cell)
 of ``result["figures"]``   ``valid_accuracy_running_statistics``: accuracy with the statistics that training left,
-                           where the delivered network has recalibrated ones
+                           where the delivered network has recalibrated ones; ``supernet_accuracy`` and
+                           ``selected_path_accuracy``, relaxed and after the selection, with the same weights
 ========================== ==========================================================================================
 """
 
@@ -29,6 +31,8 @@ _WINDOW = 0.2  # part of the comparable epochs that a trend is judged by
 _BY_HEART = 0.99  # accuracy of training batches from which nothing is left to learn from them
 _WIDE_GAP = 0.15  # below that, validation accuracy far behind
 _SHORTEST = 10  # comparable epochs below which no trend is judged
+_MOVED = 0.01  # change of a probability below which an operation was not searched
+_COLLAPSED = 0.75  # share of operations without weights from which a cell has collapsed
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,9 @@ def diagnose(
         _still_improving,
         _past_its_best,
         _by_heart,
+        _undecided,
+        _collapsed,
+        _lost_by_selection,
     )
     found = [finding for check in checks for finding in check(seen)]
     return sorted(found, key=lambda finding: finding.level != "warning")
@@ -347,6 +354,65 @@ def _by_heart(seen: _Seen) -> Iterator[Finding]:
         f"images {_percent(valid)}: architectures hardly differ then. More images help, more epochs do not.",
         seen.with_setting("epochs", max(_SHORTEST, learned[0]["epoch"])),
     )
+
+
+def _undecided(seen: _Seen) -> Iterator[Finding]:
+    """The parameters of the choice hardly moved: what was selected is what chance began with."""
+    searching = [epoch["probabilities"] for epoch in seen.epochs if "probabilities" in epoch]
+    if not searching:
+        return
+    pairs = [
+        (p, 1 / len(row) if len(searching) == 1 else q)  # after one epoch there is only the uniform start to compare
+        for group, rows in searching[-1].items()
+        for row, before in zip(rows, searching[0][group], strict=True)
+        for p, q in zip(row, before, strict=True)
+    ]
+    if max(abs(p - q) for p, q in pairs) >= _MOVED:
+        return
+    rate = seen.setting("logit_lr")
+    yield Finding(
+        "warning",
+        "The architecture was hardly searched",
+        f"No probability of any operation moved by {_MOVED} in {len(searching)} epochs: the selected cells rest on "
+        "differences of that size, and on the random start.",
+        seen.with_setting("logit_lr", f"{10 * rate:.3g}") if rate else _reseeded(seen),
+    )
+
+
+def _collapsed(seen: _Seen) -> Iterator[Finding]:
+    """Most operations of a cell have no weights: the known way in which relaxed searches fail."""
+    searching = [epoch for epoch in seen.epochs if "weightless" in epoch and "genotype" in epoch]
+    if not searching:
+        return
+    for cell, free in searching[-1]["weightless"].items():
+        operations = len(searching[-1]["genotype"][cell])
+        # In reduction cells pooling is ordinary: the published ones are mostly that.
+        if cell != "normal" or free < _COLLAPSED * operations:
+            continue
+        total = seen.setting("search_epochs")
+        yield Finding(
+            "warning",
+            "The normal cell has hardly any weights",
+            f"{free} of its {operations} operations are skips or poolings. Relaxed searches drift there when the "
+            "supernet is trained long, because skips make it learn faster; the network of such cells is often weak.",
+            seen.with_setting("search_epochs", max(1, int(total) // 2)) if total else _reseeded(seen),
+        )
+
+
+def _lost_by_selection(seen: _Seen) -> Iterator[Finding]:
+    """The supernet loses accuracy when only the selected operations are left."""
+    figures, examples = seen.result.get("figures", {}), seen.examples("valid")
+    before, after = figures.get("supernet_accuracy"), figures.get("selected_path_accuracy")
+    if before is None or after is None or not examples:
+        return
+    if before - after > STANDARD_ERRORS * standard_error(before, examples):
+        yield Finding(
+            "note",
+            "The selection cost the supernet accuracy",
+            f"With all operations mixed it had {_percent(before)} on validation images, along the selected cells "
+            f"alone, with the same weights, {_percent(after)}. What is strong in the mixture may be weak by itself.",
+            _reseeded(seen),
+        )
 
 
 def _lower_rate(seen: _Seen) -> str:

@@ -20,7 +20,7 @@ from archsmith.core.processes import local_process_rank
 from archsmith.core.protocols import Logger
 from archsmith.families import family_table
 from archsmith.run.checkpoints import check_disk_space
-from archsmith.run.costs import AtomFamily, CostModel
+from archsmith.run.costs import BuildableFamily, CostModel
 from archsmith.run.directory import Run
 from archsmith.run.drive import Searcher
 from archsmith.space import Budget
@@ -46,7 +46,10 @@ def prepare(
             hint=f"This one is used from Python: see docs/systems/{module.SYSTEM['slug']}.md.",
         )
     budget = None if config.budget is None else Budget.parse(config.budget)
+    _require_fit(config, module)
     family = family_of(config, task)
+    if not hasattr(module, "WORKS_ON"):
+        _require_atoms(config.family["name"], family)
     costs = CostModel(family, budget, journal)
     given: dict[str, Any] = {}
     if config.architecture is not None:
@@ -72,6 +75,29 @@ def prepare(
     return costs, searcher
 
 
+def _require_fit(config: RunConfig, module: ModuleType) -> None:
+    """Refuse a family that a method says it does not work on."""
+    works_on = getattr(module, "WORKS_ON", None)
+    if works_on is not None and config.family["name"] not in works_on:
+        raise UserError(
+            "family",
+            config.family["name"],
+            allowed=" or ".join(map(repr, works_on)) + f" for the method {config.method}",
+            hint="archsmith families lists them.",
+        )
+
+
+def _require_atoms(name: str, family: BuildableFamily) -> None:
+    """Refuse a family without atoms for the methods that cut them."""
+    if not hasattr(family, "atoms"):
+        raise UserError(
+            "family",
+            name,
+            allowed="a family whose networks have atoms to remove ('mobile', say)",
+            hint=f"{name} has choices only, and this method cuts atoms.",
+        )
+
+
 def _compute(runtime: Runtime, workers: Workers) -> Compute:
     """Return how the steps are computed under a configuration."""
     device = resolve_device(runtime.device)
@@ -86,7 +112,7 @@ def _compute(runtime: Runtime, workers: Workers) -> Compute:
     )
 
 
-def family_of(config: RunConfig, task: Task) -> AtomFamily:
+def family_of(config: RunConfig, task: Task) -> BuildableFamily:
     """Return the family that a configuration names, for the images of the task.
 
     Raises:
@@ -98,7 +124,9 @@ def family_of(config: RunConfig, task: Task) -> AtomFamily:
         raise UserError("family", name, allowed=", ".join(files), hint="archsmith families lists them.")
     module = import_module(files[name].removesuffix(".py").replace("/", "."))
     try:
-        family: AtomFamily = module.open_family(image=task.input_shape, num_classes=task.num_classes, **config.family)
+        family: BuildableFamily = module.open_family(
+            image=task.input_shape, num_classes=task.num_classes, **config.family
+        )
         family.build(family.largest())
     except (TypeError, ValueError, LookupError) as error:
         options = {key: value for key, value in config.family.items() if key != "name"}
@@ -110,13 +138,6 @@ def family_of(config: RunConfig, task: Task) -> AtomFamily:
             allowed=f"what the family {name} can be built with",
             hint=f"Building it fails: {error}.",
         ) from error
-    if not hasattr(family, "atoms"):
-        raise UserError(
-            "family",
-            name,
-            allowed="a family whose networks have atoms to remove ('mobile', say)",
-            hint=f"{name} has choices only; the methods of search and shrink here cut atoms.",
-        )
     return family
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
@@ -202,6 +203,27 @@ class ImageClassification(Task):
     def split_indices(self, split: str) -> Indices:
         """Return a copy of the index array of a split, ascending, into the arrays that the task was made of."""
         return self._of(split).numpy().copy()
+
+    def training_halves(self, seed: int) -> tuple[ImageClassification, ImageClassification]:
+        """Return the task twice, with one random half of its training images each; the odd one belongs to the first.
+
+        Everything else is shared: images, other splits, normalisation, augmentation.
+
+        Args:
+            seed: Seed of the halves.
+
+        Raises:
+            UserError: There is a single training image.
+        """
+        indices = self._of("train")
+        if len(indices) < 2:
+            raise UserError("task", self.name, allowed="at least 2 training images, to be halved")
+        order = indices[torch.from_numpy(shuffled(len(indices), seed, "halves"))]
+        parts = (order[: -(-len(order) // 2)], order[-(-len(order) // 2) :])
+        first, second = copy.copy(self), copy.copy(self)
+        for half, part in zip((first, second), parts, strict=True):
+            half._indices = {**self._indices, "train": part.sort().values}
+        return first, second
 
     def _of(self, split: str) -> Tensor:
         if split not in self._indices:

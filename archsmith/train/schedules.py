@@ -94,3 +94,17 @@ def penalty_ramp(
     if warmup_epochs <= free_epochs:
         return strength if epoch >= warmup_epochs else 0.0
     return strength * min(1.0, max(0.0, (epoch - free_epochs) / (warmup_epochs - free_epochs)))
+
+
+def cosine_by_epoch(epoch: int, *, epochs: int, peak: float, floor: float = 0.0) -> float:
+    """Return ``floor + (peak - floor) * (1 + cos(pi * epoch / epochs)) / 2``: one rate for each epoch, counted from 0.
+
+    Args:
+        epoch: Epochs done.
+        epochs: Epochs of the whole; ``floor`` would be reached behind the last one.
+        peak: Rate of the first epoch.
+        floor: See above.
+
+    Source: DARTS, arXiv 1806.09055 (0.025, to 0.001 in the search and to 0 afterwards).
+    """
+    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))

@@ -9,13 +9,14 @@ from mobile_samples import small_family
 
 from archsmith.families import family_table
 from archsmith.families.cells import open_family
+from archsmith.families.darts import darts_family
 from archsmith.families.densenet import open_family as open_dense_family
 from archsmith.families.modules import open_family as open_module_family
 from archsmith.families.nasnet import nasnet_family
 from archsmith.families.plain import open_family as open_plain_family
 from archsmith.testing.families import FamilyContract, measured_costs
 
-ATTACHED = {"deeparchitect", "densenet", "mobile", "nas-bench-201", "nasnet", "plain"}
+ATTACHED = {"darts", "deeparchitect", "densenet", "mobile", "nas-bench-201", "nasnet", "plain"}
 
 
 @functools.cache
@@ -52,6 +53,12 @@ class TestNasnetFamily(FamilyContract):
     def family(self):
         # Two blocks: the same rules as five, and a quarter of the time.
         return nasnet_family("search", image=(3, 8, 12), num_classes=5, filters=4, repeats=1, blocks=2)
+
+
+class TestDartsFamily(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        return darts_family(image=(3, 8, 12), num_classes=5, channels=4, cells=3, nodes=2)
 
 
 class TestModuleFamily(FamilyContract):

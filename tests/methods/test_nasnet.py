@@ -14,7 +14,6 @@ from archsmith.methods.nasnet import (
     SYSTEM,
     Recipe,
     Settings,
-    WithAuxiliary,
     family_for,
     finalists,
     preset_settings,
@@ -24,6 +23,7 @@ from archsmith.methods.nasnet import (
 from archsmith.space import Result
 from archsmith.strategies import PPO, RandomSearch, ReinforceController
 from archsmith.tasks.catalogue import open_task
+from archsmith.train.auxiliary import WithAuxiliary
 
 
 def test_it_is_listed():

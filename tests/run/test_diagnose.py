@@ -263,3 +263,40 @@ def test_a_finding_counts_from_two_standard_errors() -> None:
     assert found(run) == []
     metrics(run)["test_accuracy"] = 0.95 - 2.2 * pooled
     assert [finding.title for finding in found(run)] == ["Validation and test disagree"]
+
+
+def choices(*, moved: float = 0.3, free: int = 1, lost: float = 0.0) -> list[Finding]:
+    """Diagnose a search over choices that moved one probability, chose free operations and lost by the selection."""
+    uniform, last = [[0.25] * 4] * 2, [[0.25 + moved, 0.25 - moved, 0.25, 0.25], [0.25] * 4]
+    genotype = {cell: [["sep_conv_3x3", 0]] * 8 for cell in ("normal", "reduce")}
+    searching = [
+        {
+            "epoch": epoch,
+            "loss": 1.0,
+            "macs": 10,
+            "valid_accuracy": 0.5,
+            "within_budget": False,
+            "probabilities": {"normal": uniform, "reduce": last if epoch else uniform},
+            "weightless": {"normal": free, "reduce": 8},
+            "genotype": genotype,
+        }
+        for epoch in range(2)
+    ]
+    run = healthy()
+    run["result"]["figures"] = {"supernet_accuracy": 0.6, "selected_path_accuracy": 0.6 - lost}
+    run["config"]["settings"] = {"search_epochs": 10, "logit_lr": 0.003, "lr": 0.1}
+    epochs = [*searching, {"epoch": 2, "loss": 0.5, "macs": 10, "valid_accuracy": 0.9, "within_budget": True}]
+    return diagnose(epochs, run["result"], run["config"], run="runs/demo")
+
+
+def test_a_search_over_choices_is_asked_for_its_own_faults() -> None:
+    assert choices() == []
+    for change, title, command in (
+        ({"moved": 0.004}, "The architecture was hardly searched", "--set logit_lr=0.03 "),
+        ({"free": 6}, "The normal cell has hardly any weights", "--set search_epochs=5 "),
+        ({"lost": 0.2}, "The selection cost the supernet accuracy", "--seed 4 "),
+    ):
+        (found,) = choices(**change)
+        assert found.title == title and command in found.next_command
+    assert choices(free=5) == []
+    assert choices(lost=0.02) == []  # within two standard errors

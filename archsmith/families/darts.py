@@ -1,0 +1,287 @@
+"""DARTS networks: any pair of cells of the space, stacked for small images or for large ones.
+
+Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", arXiv 1806.09055.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from archsmith.core.errors import Shown, UserError
+from archsmith.cost import count
+from archsmith.families.darts_space import (
+    CELLS,
+    DARTS_OPERATIONS,
+    NODES,
+    Genotype,
+    architecture_of,
+    darts_space,
+    edges_of,
+    genotype_of,
+)
+from archsmith.families.darts_supernet import DartsSupernet, SearchNetwork
+from archsmith.layers.darts import DartsNetwork, DenseLayers
+from archsmith.space import Architecture, ProductSpace
+from archsmith.supernet.mixed import Relaxation
+
+FAMILIES = (
+    {
+        "name": "darts",
+        "title": "Two cells of four nodes with two edges each, stacked (DARTS)",
+        "task": "images",
+    },
+)
+
+SKELETONS: dict[str, dict[str, Any]] = {
+    "cifar": {"channels": 36, "cells": 20, "stem": "cifar"},
+    "imagenet": {"channels": 48, "cells": 14, "stem": "imagenet"},
+    "search": {"channels": 16, "cells": 8, "stem": "cifar"},
+    "tiny": {"channels": 8, "cells": 5, "stem": "cifar"},
+}
+"""Published settings of the final networks and of the search network; and ours for images below 24 pixels."""
+
+AUXILIARY_WEIGHT = 0.4
+"""Weight of the auxiliary classifier's loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DartsFamily:
+    """Networks of one skeleton for one image size.
+
+    Attributes:
+        image: Shape of one image, (C, H, W); H and W multiples of 4, or of 32 with the stem "imagenet".
+        num_classes: Number of classes.
+        channels: C, channels of the nodes of the first cells, even.
+        cells: Number of cells, from 3; those at one and at two thirds of the depth halve the resolution.
+        stem: "cifar" or "imagenet".
+        auxiliary: Whether networks have the auxiliary classifier (for training only; images of 32 to 43 pixels with the
+            stem "cifar", 224 with the other).
+        nodes: Own nodes of a cell.
+        operations: Candidates of the search network's edges.
+
+    Build one with ``darts_family(skeleton, image=..., num_classes=...)``.
+
+    Raises:
+        UserError: A value that the networks cannot have.
+    """
+
+    image: tuple[int, int, int]
+    num_classes: int
+    channels: int = 36
+    cells: int = 20
+    stem: str = "cifar"
+    auxiliary: bool = False
+    nodes: int = NODES
+    operations: tuple[str, ...] = DARTS_OPERATIONS
+
+    def __post_init__(self) -> None:
+        if self.stem not in ("cifar", "imagenet"):
+            raise UserError("family.stem", self.stem, allowed="'cifar' or 'imagenet'")
+        for name, least in (("num_classes", 1), ("channels", 2), ("cells", 3), ("nodes", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UserError(f"family.{name}", value, allowed=f"an integer from {least}")
+        if self.channels % 2:
+            raise UserError("family.channels", self.channels, allowed="an even number: half of a halved image's each")
+        unit = 4 if self.stem == "cifar" else 32
+        if min(self.image) < 1 or self.image[1] % unit or self.image[2] % unit:
+            raise UserError(
+                "image size",
+                Shown(f"{self.image[1]}x{self.image[2]}"),
+                allowed=f"sides that are multiples of {unit} pixels, because the network halves them evenly",
+                hint="Resize the images (task option resolution).",
+            )
+        allowed = (8, 10) if self.stem == "cifar" else (7, 8)
+        if self.auxiliary and not all(allowed[0] <= side // unit <= allowed[1] for side in self.image[1:]):
+            raise UserError(
+                "family.auxiliary",
+                self.auxiliary,
+                allowed=f"images of {allowed[0] * unit} to {allowed[1] * unit} pixels: it pools to 2x2",
+                hint="Train without it.",
+            )
+        unknown = [name for name in self.operations if name not in DARTS_OPERATIONS]
+        if unknown or len(set(self.operations) - {"none"}) < 1:
+            raise UserError("family.operations", self.operations, allowed=", ".join(DARTS_OPERATIONS))
+
+    @property
+    def space(self) -> ProductSpace:
+        """The space of cell pairs."""
+        return darts_space(self.nodes, self.operations)
+
+    def largest(self) -> Architecture:
+        """Return the most expensive cells: the operation with most weights on every edge.
+
+        That an edge halves the resolution changes the cost of skips alone, which then have weights. Where candidates
+        with 5x5 kernels are left out this is a good guess, because the order of the others depends on the width.
+        """
+        heavy = [name for name in _BY_WEIGHT if name in self.operations][-1]
+        return self._uniform(heavy, from_inputs=heavy == "skip_connect")
+
+    def smallest(self) -> Architecture:
+        """Return the cheapest cells: operations without weights wherever there are any, else the lightest."""
+        light = next(name for name in _BY_WEIGHT if name in self.operations)
+        return self._uniform(light, from_inputs=light != "skip_connect")
+
+    def _uniform(self, operation: str, *, from_inputs: bool) -> Architecture:
+        """Return cells of one operation, whose nodes read both inputs, or the two nodes before them."""
+        sources = [(0, 1) if from_inputs else (node, node + 1) for node in range(self.nodes)]
+        edges = tuple((operation, source) for pair in sources for source in pair)
+        concat = tuple(range(2, self.nodes + 2))
+        return architecture_of(Genotype(edges, edges, concat, concat))
+
+    def build(
+        self, architecture: Mapping[str, Any], *, seed: int | None = None, layers: DenseLayers | None = None
+    ) -> DartsNetwork:
+        """Return the network of a point of the space, with torch's own initialisation, as the published runs.
+
+        Args:
+            architecture: Decisions by path, all dimensions present.
+            seed: Seed of the initialisation; None draws from torch's global generator (for weights loaded next).
+            layers: Makes convolutions and classifier; ordinary ones if None.
+        """
+        return self.network(genotype_of(architecture), seed=seed, layers=layers)
+
+    def network(
+        self, genotype: Genotype, *, seed: int | None = None, layers: DenseLayers | None = None
+    ) -> DartsNetwork:
+        """Return the network of a genotype, also of one that is no point of the space; arguments as of ``build``."""
+        with _seeded(seed):
+            return DartsNetwork(
+                **self._skeleton(layers),
+                normal=genotype.normal,
+                reduce=genotype.reduce,
+                normal_concat=genotype.normal_concat,
+                reduce_concat=genotype.reduce_concat,
+                auxiliary=self.auxiliary,
+            )
+
+    def supernet(
+        self,
+        *,
+        seed: int | None = None,
+        relaxation: Relaxation | None = None,
+        options: Mapping[str, tuple[tuple[str, ...], ...]] | None = None,
+        layers: DenseLayers | None = None,
+    ) -> DartsSupernet:
+        """Return the search network: all operations on every edge, weights of their own.
+
+        Args:
+            seed: Seed of weights and logits; None draws the weights from torch's global generator.
+            relaxation: From logits to mixing weights; softmax if None.
+            options: Candidates of each edge by kind of cell ("normal", "reduce"); by default ``operations`` everywhere.
+            layers: Makes convolutions and classifier; ordinary ones if None.
+
+        Raises:
+            UserError: ``options`` has another number of edges.
+        """
+        edges = len(edges_of(self.nodes))
+        chosen = dict.fromkeys(CELLS, (self.operations,) * edges) if options is None else dict(options)
+        if set(chosen) != set(CELLS) or any(len(of_cell) != edges for of_cell in chosen.values()):
+            raise UserError("options", options, allowed=f"candidates of {edges} edges for each of {', '.join(CELLS)}")
+        skeleton = self._skeleton(layers)
+        with _seeded(seed):
+            network = SearchNetwork(**{**skeleton, "layers": layers or DenseLayers()}, nodes=self.nodes, options=chosen)
+        return DartsSupernet(network, skeleton, self.space, self.nodes, chosen, relaxation, 0 if seed is None else seed)
+
+    def architecture_of(self, network: DartsNetwork) -> Architecture:
+        """Return the point of the space that ``network`` is."""
+        arguments = network.constructor()
+        names = ("normal", "reduce", "normal_concat", "reduce_concat")
+        return architecture_of(Genotype(**{name: arguments[name] for name in names}))
+
+    def exact_costs(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Return "macs" and "params" for this image size, without the auxiliary classifier; nothing is computed."""
+        return published_counts(self, genotype_of(architecture))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the family as plain JSON values; ``family_from_json`` is the way back."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {"name": "darts", **fields, "image": list(self.image), "operations": list(self.operations)}
+
+    def _skeleton(self, layers: DenseLayers | None) -> dict[str, Any]:
+        return {
+            "in_channels": self.image[0],
+            "num_classes": self.num_classes,
+            "channels": self.channels,
+            "cells": self.cells,
+            "stem": self.stem,
+            "layers": layers,
+        }
+
+
+_BY_WEIGHT = (
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+)
+"""Operations by their cost, ascending."""
+
+
+def published_counts(family: DartsFamily, genotype: Genotype) -> dict[str, int]:
+    """Return "macs" (convolutions and linear layers, one image) and "params" of a genotype as papers count them.
+
+    The auxiliary classifier, which is not part of the deployed network, counts nothing.
+    """
+    with torch.device("meta"):
+        network = family.network(genotype)
+        network.auxiliary = None
+        counted = count(network, torch.zeros(1, *family.image))
+    return {"macs": counted.macs, "params": counted.params}
+
+
+def family_from_json(data: Mapping[str, Any]) -> DartsFamily:
+    """Return the family that ``DartsFamily.to_json`` described."""
+    fields = {key: value for key, value in data.items() if key not in ("name", "image", "operations")}
+    channels, height, width = data["image"]
+    return DartsFamily(image=(channels, height, width), operations=tuple(data["operations"]), **fields)
+
+
+def darts_family(
+    skeleton: str = "auto", *, image: tuple[int, int, int], num_classes: int, **settings: Any
+) -> DartsFamily:
+    """Return the family of a skeleton for one image size.
+
+    Args:
+        skeleton: A name of ``SKELETONS``, or "auto": "tiny" below 24 pixels, "cifar" below 96, else "imagenet".
+        image: (C, H, W).
+        num_classes: Number of classes.
+        settings: Any attribute of ``DartsFamily``, in place of the skeleton's.
+
+    Raises:
+        UserError: Unknown skeleton or setting, or a value that is not allowed.
+    """
+    if skeleton == "auto":
+        skeleton = "tiny" if min(image[1:]) < 24 else "cifar" if min(image[1:]) < 96 else "imagenet"
+    if skeleton not in SKELETONS:
+        raise UserError("family.skeleton", skeleton, allowed=", ".join(["auto", *SKELETONS]))
+    if unknown := sorted(set(settings) - set(DartsFamily.__dataclass_fields__)):
+        allowed = ", ".join(name for name in DartsFamily.__dataclass_fields__ if name not in ("image", "num_classes"))
+        raise UserError("family", unknown, allowed=f"skeleton, {allowed}")
+    if "operations" in settings:
+        settings["operations"] = tuple(settings["operations"])
+    return DartsFamily(image=image, num_classes=num_classes, **{**SKELETONS[skeleton], **settings})
+
+
+def open_family(name: str, *, image: tuple[int, int, int], num_classes: int, **settings: Any) -> DartsFamily:
+    """Return the family called ``name`` ("darts") for a task's images; settings as of ``darts_family``."""
+    if name != "darts":
+        raise UserError("family", name, allowed="darts", hint="See archsmith families.")
+    return darts_family(image=image, num_classes=num_classes, **settings)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Draw from a stream of this seed within the block, and leave torch's global one where it was."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

@@ -1,0 +1,185 @@
+"""The DARTS space: two cells of four nodes with two incoming edges each, without the networks and without torch.
+
+Nodes of a cell are numbered: 0 is the output of the cell before the previous one, 1 the output of the previous cell,
+2, 3, ... are the cell's own. Before anything is chosen, own node i (from 0) has an edge from each of the i + 2 nodes in
+front of it; edges are numbered node by node, source by source: 14 for four nodes.
+
+Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", arXiv 1806.09055.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypeAlias
+
+from archsmith.core.errors import UserError
+from archsmith.space import Architecture, Categorical, ProductSpace, Subset, Value
+
+DARTS_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+"""Candidates of an edge of the search network, in the paper's order; a finished cell never has ``none``."""
+
+CELLS = ("normal", "reduce")
+
+NODES = 4
+"""Own nodes of a cell."""
+
+Edge: TypeAlias = tuple[str, int]
+"""Operation and the node that it reads."""
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """Both cells of a network.
+
+    Attributes:
+        normal: Operation and source of the two edges of each own node, node by node. Of a node's two edges the stronger
+            one stands first where a search says so; their order changes no function.
+        reduce: The same for the cell that halves the resolution.
+        normal_concat: Nodes whose concatenation is the output of a normal cell.
+        reduce_concat: The same of a reduction cell.
+    """
+
+    normal: tuple[Edge, ...]
+    reduce: tuple[Edge, ...]
+    normal_concat: tuple[int, ...] = (2, 3, 4, 5)
+    reduce_concat: tuple[int, ...] = (2, 3, 4, 5)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Genotype:
+        """Return the genotype that ``to_json`` wrote."""
+        normal, reduce = (tuple((str(name), int(source)) for name, source in data[cell]) for cell in CELLS)
+        outputs, halved_outputs = (tuple(int(node) for node in data[f"{cell}_concat"]) for cell in CELLS)
+        return cls(normal, reduce, outputs, halved_outputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the genotype as plain JSON values."""
+        cells = {cell: [list(edge) for edge in getattr(self, cell)] for cell in CELLS}
+        return {**cells, **{f"{cell}_concat": list(getattr(self, f"{cell}_concat")) for cell in CELLS}}
+
+
+def edges_of(nodes: int = NODES) -> tuple[tuple[int, int], ...]:
+    """Return (source, target) of every edge of a cell with this many own nodes, in the order of the edges' numbers."""
+    return tuple((source, target) for target in range(2, nodes + 2) for source in range(target))
+
+
+def darts_space(nodes: int = NODES, operations: Sequence[str] = DARTS_OPERATIONS) -> ProductSpace:
+    """Return the space of cell pairs.
+
+    For each cell and own node i: ``<cell>/<i>/inputs``, two of the i + 2 nodes in front of it; ``<cell>/<i>/first_op``
+    and ``second_op``, the operations on the edge from the lower and from the higher of the two.
+
+    Args:
+        nodes: Own nodes of a cell, from 1. Four give 1,037,664,180 cells.
+        operations: Candidates; ``none`` is left out.
+
+    Raises:
+        UserError: ``nodes`` is not a positive integer.
+    """
+    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
+        raise UserError("nodes", nodes, allowed="an integer from 1")
+    options = tuple(name for name in operations if name != "none")
+    elements: dict[str, Categorical | Subset] = {}
+    for cell in CELLS:
+        for node in range(nodes):
+            elements[f"{cell}/{node}/inputs"] = Subset(tuple(range(node + 2)), 2, 2, group="inputs")
+            elements[f"{cell}/{node}/first_op"] = Categorical(options, group="operation")
+            elements[f"{cell}/{node}/second_op"] = Categorical(options, group="operation")
+    return ProductSpace("darts" if nodes == NODES else f"darts-{nodes}", elements)
+
+
+def genotype_of(decisions: Mapping[str, Any]) -> Genotype:
+    """Return the cells of an architecture (or of a plain mapping of its decisions), edges in the order of sources."""
+    cells: dict[str, tuple[Edge, ...]] = {}
+    for cell in CELLS:
+        edges: list[Edge] = []
+        for node in count():
+            if f"{cell}/{node}/inputs" not in decisions:
+                break
+            first, second = decisions[f"{cell}/{node}/inputs"]
+            edges.append((str(decisions[f"{cell}/{node}/first_op"]), int(first)))
+            edges.append((str(decisions[f"{cell}/{node}/second_op"]), int(second)))
+        cells[cell] = tuple(edges)
+    concat = tuple(range(2, 2 + len(cells["normal"]) // 2))
+    return Genotype(**cells, normal_concat=concat, reduce_concat=concat)
+
+
+def architecture_of(genotype: Genotype) -> Architecture:
+    """Return the genotype as a point of its space; the order of a node's two edges is lost, it changes nothing.
+
+    Raises:
+        UserError: The cells differ in size, do not output all their own nodes, or hold an edge that no cell of the
+            space has (cells found elsewhere may use a node twice; ``DartsNetwork`` still builds them).
+    """
+    nodes = len(genotype.normal) // 2
+    every = tuple(range(2, nodes + 2))
+    if len(genotype.reduce) != len(genotype.normal) or {genotype.normal_concat, genotype.reduce_concat} != {every}:
+        raise UserError("genotype", genotype, allowed="two cells of equally many nodes that output all of them")
+    decisions: dict[str, Value] = {}
+    for cell in CELLS:
+        edges: tuple[Edge, ...] = getattr(genotype, cell)
+        for node in range(nodes):
+            (first_op, first), (second_op, second) = sorted(edges[2 * node : 2 * node + 2], key=lambda edge: edge[1])
+            decisions[f"{cell}/{node}/inputs"] = (first, second)
+            decisions[f"{cell}/{node}/first_op"] = first_op
+            decisions[f"{cell}/{node}/second_op"] = second_op
+    return darts_space(nodes).validate(decisions)
+
+
+DARTS_V1 = Genotype(
+    normal=(
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("skip_connect", 0),
+        ("sep_conv_3x3", 1),
+        ("skip_connect", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("skip_connect", 2),
+    ),
+    reduce=(
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 1),
+        ("skip_connect", 2),
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 0),
+        ("skip_connect", 2),
+        ("skip_connect", 2),
+        ("avg_pool_3x3", 0),
+    ),
+)
+"""The published cells of the first-order search."""
+
+DARTS_V2 = Genotype(
+    normal=(
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 1),
+        ("skip_connect", 0),
+        ("skip_connect", 0),
+        ("dil_conv_3x3", 2),
+    ),
+    reduce=(
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 1),
+        ("skip_connect", 2),
+        ("max_pool_3x3", 1),
+        ("max_pool_3x3", 0),
+        ("skip_connect", 2),
+        ("skip_connect", 2),
+        ("max_pool_3x3", 1),
+    ),
+)
+"""The published cells of the second-order search."""

@@ -1,0 +1,246 @@
+"""The search network of DARTS: every edge of every cell holds all operations, mixed by weights that the cells share.
+
+Normalisations inside cells have no scale and shift, so that no operation can make itself larger, and poolings are
+followed by one. What an architecture extracts to keeps both; what is trained from scratch afterwards has neither.
+
+Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", arXiv 1806.09055.
+"""
+
+# B batch, C channels, H height, W width; E edges, O candidates
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archsmith.families.darts_space import CELLS, Genotype, architecture_of, edges_of, genotype_of
+from archsmith.layers.darts import (
+    DartsNetwork,
+    DenseLayers,
+    input_layer,
+    make_primitive,
+    make_stem,
+    reduction_cells,
+    stem_outputs,
+)
+from archsmith.space import Architecture, ProductSpace
+from archsmith.supernet.mixed import MixedOp, Relaxation
+from archsmith.supernet.relaxed import RelaxedSupernet
+from archsmith.supernet.selection import magnitude
+
+Options = tuple[tuple[str, ...], ...]
+"""Candidates of each edge of a cell."""
+
+
+class SearchCell(nn.Module):
+    """A cell with a mixed operation on every edge; its output is the concatenation of its own nodes.
+
+    Args:
+        options: Candidates of every edge, see ``edges_of``.
+        nodes: Own nodes.
+        before_channels: Channels of node 0's input (B, C, H, W).
+        previous_channels: Channels of node 1's input.
+        channels: Channels of every own node.
+        reduction: Whether edges that read an input have stride 2.
+        after_reduction: Whether node 0's input has twice the resolution of node 1's.
+        layers: Makes the convolutions.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        nodes: int,
+        before_channels: int,
+        previous_channels: int,
+        channels: int,
+        reduction: bool,
+        after_reduction: bool,
+        layers: DenseLayers,
+    ) -> None:
+        super().__init__()
+        self.nodes = nodes
+        self.before = input_layer(before_channels, channels, after_reduction, False, layers)
+        self.previous = input_layer(previous_channels, channels, False, False, layers)
+        self.edges = nn.ModuleList()
+        for (source, _), names in zip(edges_of(nodes), options, strict=True):
+            stride = 2 if reduction and source < 2 else 1
+            self.edges.append(
+                MixedOp({name: make_primitive(name, channels, stride, False, layers, True) for name in names})
+            )
+
+    def forward(self, before: Tensor, previous: Tensor, mixing_EO: Tensor) -> Tensor:
+        """Map both inputs to (B, nodes * C, H', W')."""
+        states = [self.before(before), self.previous(previous)]
+        edge = 0
+        for _ in range(self.nodes):
+            terms = [self.edges[edge + source](state, mixing_EO[edge + source]) for source, state in enumerate(states)]
+            edge += len(terms)
+            total = terms[0]
+            for term in terms[1:]:
+                total = total + term
+            states.append(total)
+        return torch.cat(states[2:], dim=1)
+
+
+class SearchNetwork(nn.Module):
+    """The stacked search cells; called with the mixing weights of "normal" and "reduce".
+
+    Args:
+        in_channels: Channels of the images (B, C, H, W).
+        num_classes: Width of the output (B, num_classes).
+        channels: Channels of the nodes of the first cells.
+        cells: Number of cells.
+        nodes: Own nodes of a cell.
+        options: Candidates of every edge, by kind of cell.
+        stem: "cifar" or "imagenet".
+        layers: Makes convolutions and classifier.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        channels: int,
+        cells: int,
+        nodes: int,
+        options: Mapping[str, Options],
+        stem: str,
+        layers: DenseLayers,
+    ) -> None:
+        super().__init__()
+        self.layers = layers
+        self.stem = make_stem(stem, in_channels, channels, layers)
+        before = previous = 3 * channels if stem == "cifar" else channels
+        after_reduction = stem == "imagenet"
+        self.cells = nn.ModuleList()
+        self.kinds = tuple(CELLS[index in reduction_cells(cells)] for index in range(cells))
+        for kind in self.kinds:
+            reduction = kind == "reduce"
+            channels = 2 * channels if reduction else channels
+            self.cells.append(
+                SearchCell(options[kind], nodes, before, previous, channels, reduction, after_reduction, layers)
+            )
+            before, previous, after_reduction = previous, nodes * channels, reduction
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = layers.linear(previous, num_classes)
+
+    def forward(self, x: Tensor, mixing: Mapping[str, Tensor]) -> Tensor:
+        """Return logits (B, num_classes) for images (B, C, H, W)."""
+        before, previous = stem_outputs(self.stem, x)
+        for cell, kind in zip(self.cells, self.kinds, strict=True):
+            before, previous = previous, cell(before, previous, mixing[kind])
+        logits: Tensor = self.classifier(self.pool(previous).flatten(1))
+        return logits
+
+
+class DartsSupernet(RelaxedSupernet):
+    """The search network with its architecture logits, "normal" and "reduce", each (14, 8) as published.
+
+    Made by ``DartsFamily.supernet``. Until ``activate`` it is called with relaxed logits; with an architecture active
+    it computes that one's path alone.
+
+    Args:
+        network: The stacked search cells.
+        arguments: Of the ``DartsNetwork`` that extracted architectures become, without its cells.
+        space: Its architectures.
+        nodes: Own nodes of a cell.
+        options: Candidates of every edge, by kind of cell.
+        relaxation: From logits to mixing weights; softmax if None.
+        seed: Seed of the initial logits.
+    """
+
+    def __init__(
+        self,
+        network: SearchNetwork,
+        arguments: Mapping[str, Any],
+        space: ProductSpace,
+        nodes: int,
+        options: Mapping[str, Options],
+        relaxation: Relaxation | None,
+        seed: int,
+    ) -> None:
+        super().__init__(network, options, relaxation=relaxation, seed=seed)
+        self.space = space
+        self.nodes = nodes
+        self._arguments = dict(arguments)
+        self.active: dict[str, Tensor] | None = None
+
+    def activate(self, architecture: Mapping[str, Any] | None) -> None:
+        """Make an architecture's path the one that the next calls take, or, with None, the relaxed mixture again.
+
+        Raises:
+            UserError: It is not of the space.
+        """
+        self.active = None if architecture is None else self.path(architecture)
+
+    def path(self, architecture: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the mixing weights of an architecture: one on the operations of its edges, zero everywhere else.
+
+        Raises:
+            UserError: It is not of the space.
+        """
+        genotype = genotype_of(self.space.validate(architecture))
+        return self.one_hot({cell: self._on_edges(getattr(genotype, cell)) for cell in CELLS})
+
+    def forward(self, x: Tensor, mixing: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return logits (B, num_classes); see ``RelaxedSupernet.forward``."""
+        return super().forward(x, self.active if mixing is None else mixing)
+
+    def extract(self, architecture: Mapping[str, Any]) -> DartsNetwork:
+        """Return the architecture's path as a network of its own, with copies of weights and running statistics.
+
+        Raises:
+            UserError: It is not of the space.
+        """
+        genotype = genotype_of(self.space.validate(architecture))
+        network = DartsNetwork(
+            **self._arguments, normal=genotype.normal, reduce=genotype.reduce, **_outputs(genotype), **_SEARCH_FORM
+        )
+        own = self.network.state_dict()
+        state = {}
+        for name in network.state_dict():
+            first, _, rest = name.partition(".operations.")
+            if rest:
+                number, _, leaf = rest.partition(".")
+                assert isinstance(self.network, SearchNetwork)
+                edges: Sequence[tuple[str, int]] = getattr(genotype, self.network.kinds[int(first.split(".")[1])])
+                operation, source = edges[int(number)]
+                edge = edges_of(self.nodes).index((source, int(number) // 2 + 2))
+                state[name] = own[f"{first}.edges.{edge}.candidates.{operation}.{leaf}"]
+            else:
+                state[name] = own[name]
+        network.load_state_dict(state)
+        example = next(self.network.parameters())
+        return network.to(example.device, example.dtype).train(self.training)
+
+    def genotype(self, mixing: Mapping[str, Tensor] | None = None) -> Genotype:
+        """Return the cells by magnitude: two strongest edges into each node, the strongest operation other than none.
+
+        Args:
+            mixing: Strength of every operation by kind of cell; the relaxed logits if None.
+        """
+        with torch.no_grad():
+            mixing = self.mixing() if mixing is None else mixing
+        cells = {cell: magnitude(mixing[cell], self.options[cell], edges_of(self.nodes)) for cell in CELLS}
+        concat = tuple(range(2, self.nodes + 2))
+        return Genotype(**cells, normal_concat=concat, reduce_concat=concat)
+
+    def architecture(self) -> Architecture:
+        """Return ``genotype()`` as a point of the space."""
+        return architecture_of(self.genotype())
+
+    def _on_edges(self, chosen: Sequence[tuple[str, int]]) -> list[str | None]:
+        operations: dict[tuple[int, int], str] = {
+            (source, number // 2 + 2): operation for number, (operation, source) in enumerate(chosen)
+        }
+        return [operations.get(edge) for edge in edges_of(self.nodes)]
+
+
+_SEARCH_FORM: dict[str, Any] = {"affine": False, "pool_norm": True}
+
+
+def _outputs(genotype: Genotype) -> dict[str, Any]:
+    return {"normal_concat": genotype.normal_concat, "reduce_concat": genotype.reduce_concat}

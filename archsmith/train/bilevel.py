@@ -1,0 +1,223 @@
+"""Training a relaxed supernet: weights on one half of the training images, architecture logits on the other.
+
+Every step draws a random batch of the second half, moves the logits by the gradient of its loss, then moves the weights
+on the next batch of the first half.
+
+Source: DARTS, arXiv 1806.09055, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from archsmith.core.errors import UserError
+from archsmith.core.rng import seed_of
+from archsmith.supernet.relaxed import RelaxedSupernet
+from archsmith.supernet.updaters import InnerStep, Loss, Tensors, first_order, unrolled
+from archsmith.tasks.base import Batch, Task
+from archsmith.train.loop import Diverged, Position
+
+Order = Literal["first", "second", "exact"]
+"""How the gradient of the logits is taken: at the present weights, or through one unrolled step of the weights, by a
+finite difference or by a second backward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BilevelStep:
+    """What a step does; all of it a function of the seed and the position.
+
+    Attributes:
+        weight_task: Its training part moves the weights.
+        logit_task: Its training part moves the logits.
+        batch_size: Images of both batches.
+        seed: Seed of the run.
+        order: How the gradient of the logits is taken.
+        clip_norm: Largest norm of the gradient of the weights; 0 for no limit.
+        memory_format: Of the input batches.
+    """
+
+    weight_task: Task
+    logit_task: Task
+    batch_size: int
+    seed: int
+    order: Order = "first"
+    clip_norm: float = 5.0
+    memory_format: torch.memory_format = torch.contiguous_format
+
+
+def halves(task: Task, seed: int) -> tuple[Task, Task]:
+    """Return the task twice, with one random half of its training images each; all else is as it was.
+
+    Raises:
+        UserError: The task cannot be parted: its images are not arrays in memory.
+    """
+    part = getattr(task, "training_halves", None)
+    if part is None:
+        raise UserError(
+            "task",
+            task.name,
+            allowed="a task over images in memory: weights and architecture learn from different halves of them",
+        )
+    first, second = part(seed)
+    return first, second
+
+
+def random_batch(step: BilevelStep, *names: str | int) -> Batch:
+    """Return a random batch of the images that move the logits; ``names`` say which one."""
+    order = seed_of(step.seed, "logit-order", *names)
+    return next(iter(step.logit_task.batches("train", batch_size=step.batch_size, seed=order)))
+
+
+def loss_of(
+    supernet: RelaxedSupernet, task: Task, batch: Batch, step: BilevelStep, *names: str | int
+) -> tuple[Loss, dict[str, Tensor]]:
+    """Return a batch's loss as a function of weights and logits, and a place where its last metrics appear.
+
+    Augmentation, samples of the relaxation and everything else random depend on ``names`` alone, so the function gives
+    the same value for the same tensors.
+    """
+    metrics: dict[str, Tensor] = {}
+
+    def loss(weights: Tensors, logits: Tensors) -> Tensor:
+        augment = torch.Generator().manual_seed(seed_of(step.seed, "augment", *names))
+        sample = torch.Generator().manual_seed(seed_of(step.seed, "relaxation", *names))
+        value, found = task.loss(
+            lambda inputs: supernet.functional(
+                inputs.contiguous(memory_format=step.memory_format), weights, logits, generator=sample
+            ),
+            batch,
+            augment,
+        )
+        metrics.update(found)
+        return value
+
+    return loss, metrics
+
+
+def logit_gradients(
+    supernet: RelaxedSupernet, train: Loss, valid: Loss, order: Order, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Return the gradient of the logits, by group.
+
+    Args:
+        supernet: Read only.
+        train: Loss on the batch that the weights learn from next.
+        valid: Loss on the batch for the logits.
+        order: See ``Order``.
+        optimizer: Of the weights, momentum SGD; an unrolled step is its step.
+    """
+    weights, logits = supernet.weights(), dict(supernet.logits.items())
+    if order == "first":
+        return first_order(valid, weights, logits)
+    how: Literal["difference", "exact"] = "exact" if order == "exact" else "difference"
+    return unrolled(train, valid, weights, logits, inner_step(optimizer, supernet), how=how)
+
+
+def inner_step(optimizer: torch.optim.Optimizer, supernet: RelaxedSupernet) -> InnerStep:
+    """Return the step that momentum SGD would take on the supernet's weights now.
+
+    Raises:
+        UserError: Another optimiser, or one with several settings.
+    """
+    (group, *others) = optimizer.param_groups
+    if not isinstance(optimizer, torch.optim.SGD) or others or group["nesterov"] or group["dampening"]:
+        raise UserError("optimizer", optimizer, allowed="plain momentum SGD with one group, which can be unrolled")
+    buffers = {
+        name: state["momentum_buffer"]
+        for name, weight in supernet.weights().items()
+        if (state := optimizer.state.get(weight)) and state.get("momentum_buffer") is not None
+    }
+    return InnerStep(rate=group["lr"], momentum=group["momentum"], buffers=buffers, weight_decay=group["weight_decay"])
+
+
+def bilevel_epoch(
+    supernet: RelaxedSupernet,
+    optimizer: torch.optim.Optimizer,
+    logit_optimizer: torch.optim.Optimizer | None,
+    step: BilevelStep,
+    position: Position,
+    *,
+    rate: float,
+    on_step: Callable[[Position, float], None] = lambda position, loss: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train from ``position`` to the end of its epoch, or until asked to stop.
+
+    Args:
+        supernet: Changed in place.
+        optimizer: Over what is trained of its network.
+        logit_optimizer: Over its logits; None leaves them as they are.
+        step: What a step does.
+        position: Updated after every step.
+        rate: Learning rate of ``optimizer`` in this epoch.
+        on_step: Called after every step with the position and the loss on the batch for the weights.
+        should_stop: Asked after every step.
+
+    Returns:
+        True if the epoch is complete.
+
+    Raises:
+        Diverged: A loss or a gradient of logits is NaN or infinite; the step is not taken.
+    """
+    supernet.train()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    order = seed_of(step.seed, "order")
+    batches = step.weight_task.batches(
+        "train", batch_size=step.batch_size, seed=order, epoch=position.epoch, start=position.step
+    )
+    for batch in batches:
+        where = (position.epoch, position.step)
+        train, metrics = loss_of(supernet, step.weight_task, batch, step, "weights", *where)
+        if logit_optimizer is not None:
+            other = random_batch(step, *where)
+            valid, _ = loss_of(supernet, step.logit_task, other, step, "logits", *where)
+            gradients = logit_gradients(supernet, train, valid, step.order, optimizer)
+            _require_finite(gradients, where)
+            for name, logits in supernet.logits.items():
+                logits.grad = gradients[name]
+            logit_optimizer.step()
+            logit_optimizer.zero_grad(set_to_none=True)
+        figures = _move_weights(supernet, optimizer, train, metrics, step, where)
+        position.step += 1
+        position.total += 1
+        for name, figure in figures.items():
+            position.sums[name] = position.sums.get(name, 0.0) + figure
+        on_step(position, figures["loss"])
+        if should_stop():
+            break
+    return position.step >= step.weight_task.steps_per_epoch(step.batch_size)
+
+
+def _move_weights(
+    supernet: RelaxedSupernet,
+    optimizer: torch.optim.Optimizer,
+    train: Loss,
+    metrics: dict[str, Any],
+    step: BilevelStep,
+    where: tuple[int, int],
+) -> dict[str, float]:
+    """Take one step on the weights with the logits fixed; return loss and metrics."""
+    optimizer.zero_grad(set_to_none=True)
+    weights = supernet.weights()
+    loss = train(weights, {name: logits.detach() for name, logits in supernet.logits.items()})
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise Diverged(value, *where)
+    loss.backward()
+    if step.clip_norm:
+        nn.utils.clip_grad_norm_(weights.values(), step.clip_norm)
+    optimizer.step()
+    return {"loss": value, **{name: float(metric) for name, metric in metrics.items()}}
+
+
+def _require_finite(gradients: Tensors, where: tuple[int, int]) -> None:
+    for gradient in gradients.values():
+        if not bool(gradient.isfinite().all()):
+            raise Diverged(float("nan"), *where)
