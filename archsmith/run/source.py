@@ -22,7 +22,7 @@ from archsmith.core.errors import UserError
 from archsmith.run.constructor import ROOM, Call, parse_call
 
 _WIDTH = 120
-_STANDARD = ("__future__", "collections", "dataclasses", "functools", "itertools", "math", "typing")
+_STANDARD = ("__future__", "collections", "dataclasses", "functools", "itertools", "math", "typing", "warnings")
 
 _HEADER = '''\
 """{name}: a trained network found by archsmith, as plain PyTorch.
