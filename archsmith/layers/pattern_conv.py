@@ -19,8 +19,8 @@ import warnings
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 Execution = Literal["patterns", "sparse"]
 
@@ -185,7 +185,7 @@ class PatternConv2d(nn.Module):
         Raises:
             RuntimeError: "sparse" while a gradient of ``values`` is asked for; use "patterns" for training.
         """
-        x = F.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
+        x = functional.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
         if self.execution == "patterns":
             y = self._by_patterns(x)
         elif torch.is_grad_enabled() and self.values.requires_grad:
@@ -213,7 +213,7 @@ class PatternConv2d(nn.Module):
             part: Tensor | None = None
             for n, position in enumerate(positions):
                 matrix = self.values.new_zeros(len(rows), len(columns)).index_put((row, column), self.values[own, n])
-                term = F.conv2d(self._shifted(inputs, position, height, width), matrix[:, :, None, None])
+                term = functional.conv2d(self._shifted(inputs, position, height, width), matrix[:, :, None, None])
                 part = term if part is None else part + term
             assert part is not None
             y = y.index_add(1, rows, part.to(y.dtype))

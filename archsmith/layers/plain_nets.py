@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 VGG = {
     "vgg11": (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512),
@@ -84,11 +84,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
-        y = F.relu(self.bn1(self.conv1(x)))
+        y = functional.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.conv3 is not None:
-            y = self.bn3(self.conv3(F.relu(y)))
-        return F.relu(y + self.shortcut(x))
+            y = self.bn3(self.conv3(functional.relu(y)))
+        return functional.relu(y + self.shortcut(x))
 
 
 class PlainResNet(nn.Module):
@@ -134,7 +134,7 @@ class PlainResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to logits (B, classes)."""
-        x = self.pool(F.relu(self.bn1(self.conv1(x))))
+        x = self.pool(functional.relu(self.bn1(self.conv1(x))))
         for number in range(self.stages):
             x = self.get_submodule(f"layer{number + 1}")(x)
         return cast(Tensor, self.linear(torch.flatten(x.mean((2, 3)), 1)))
