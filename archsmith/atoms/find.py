@@ -8,6 +8,7 @@ copy: the replay (``replay.py``) and the comparison of numbers with the masked o
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +20,13 @@ from archsmith.atoms.grouping import Grouping
 from archsmith.atoms.labels import Cause, Labels
 from archsmith.atoms.plan import CutRefused, plan_cut
 from archsmith.atoms.propagate import Axes, LabelledGraph, Propagation
+from archsmith.atoms.replay import Replay
 from archsmith.atoms.rules import rule_for
 from archsmith.atoms.search import attributes_for, link_shared_sizes
 from archsmith.atoms.trace import Forward, Program, export, named_tensors
 from archsmith.atoms.units import Cut, Pinned, UnitGroup, with_constraints
 from archsmith.core.errors import Shown, UserError
+
 
 def find(
     model: nn.Module,
@@ -65,7 +68,9 @@ def find(
         used |= _follow_training(model, example_inputs, forward, names, sources, labels, propagation)
     for name in sorted(set(names.values()) - used):
         for axis in sources[name].values():
-            labels.pin(axis, Cause("unused", name.rpartition(".")[0], "it takes no part in this way of calling the model"))
+            labels.pin(
+                axis, Cause("unused", name.rpartition(".")[0], "it takes no part in this way of calling the model")
+            )
     link_shared_sizes(model, propagation)
     graph = LabelledGraph(
         graph_module=program.graph_module,
@@ -110,14 +115,16 @@ class FoundAtoms:
     labelled: LabelledGraph
     example_inputs: Any = None
     forward: Forward | None = None
-    _checked: dict[Any, Mapping[str, Any]] = dataclasses.field(default_factory=dict, repr=False)
+    _attributes: dict[Any, tuple[Mapping[str, Any], ...]] = dataclasses.field(default_factory=dict, repr=False)
 
     def group(self, name: str) -> UnitGroup:
         """Return a group by its name."""
         for group in self.groups:
             if group.name == name:
                 return group
-        raise UserError("group", name, allowed=", ".join(g.name for g in self.groups[:8]) or "none: nothing is removable")
+        raise UserError(
+            "group", name, allowed=", ".join(g.name for g in self.groups[:8]) or "none: nothing is removable"
+        )
 
     def plan(
         self,
@@ -156,18 +163,16 @@ class FoundAtoms:
         self._check_splits(cut)
         if not check:
             return cut
-        key = self._kind(cut)
-        known = self._checked.get(key)
-        if known is not None:
-            return dataclasses.replace(cut, attributes={**cut.attributes, **known})
-        done = attributes_for(self, cut, search=attributes is None)
-        self._checked[key] = dict(done.attributes)
+        replay = self._replay
+        kind = replay.kind(cut)
+        hints = self._attributes.get(kind, ())
+        done = attributes_for(replay, cut, search=attributes is None, hints=hints)
+        self._attributes[kind] = (done.attributes,)
         return done
 
-    def _kind(self, cut: Cut) -> Any:
-        """Return what decides whether two cuts are of one kind."""
-        removed = tuple((name, tuple(units.tolist())) for name, units in sorted(cut.removed.items()))
-        return removed, tuple(sorted((k, repr(v)) for k, v in cut.attributes.items()))
+    @functools.cached_property
+    def _replay(self) -> Replay:
+        return Replay(self.labelled, self.model, self.example_inputs, self.forward)
 
     def _check_splits(self, cut: Cut) -> None:
         dead = self.labelled.dead_units(cut.removed)
@@ -188,19 +193,27 @@ class FoundAtoms:
         for group in self.groups:
             notes = []
             if group.changes:
-                notes.append("function-changing: " + ", ".join(group.changes[:3]) + (" ..." if len(group.changes) > 3 else ""))
+                notes.append(
+                    "function-changing: " + ", ".join(group.changes[:3]) + (" ..." if len(group.changes) > 3 else "")
+                )
             if group.balance:
                 notes.append(f"balanced over {len(group.balance)} parts")
             if group.divisor > 1 or group.minimum > 1:
                 notes.append(f"at least {group.minimum}, a multiple of {group.divisor}")
             if group.frozen:
                 notes.append(f"frozen: {group.frozen}")
-            places = ", ".join(f"{p.tensor}[{','.join(map(str, p.axes))}] x{p.index.shape[1]}" for p in group.places[:4])
+            places = ", ".join(
+                f"{p.tensor}[{','.join(map(str, p.axes))}] x{p.index.shape[1]}" for p in group.places[:4]
+            )
             more = f" and {len(group.places) - 4} more" if len(group.places) > 4 else ""
-            lines.append(f"  {group.name}: {group.size} units in {places}{more}" + (f"  ({'; '.join(notes)})" if notes else ""))
+            lines.append(
+                f"  {group.name}: {group.size} units in {places}{more}" + (f"  ({'; '.join(notes)})" if notes else "")
+            )
         lines.append("pinned:" if self.pinned else "pinned: nothing")
         for pinned in self.pinned:
-            shown = ", ".join(pinned.tensors[:4]) + (f" and {len(pinned.tensors) - 4} more" if len(pinned.tensors) > 4 else "")
+            shown = ", ".join(pinned.tensors[:4]) + (
+                f" and {len(pinned.tensors) - 4} more" if len(pinned.tensors) > 4 else ""
+            )
             at = f" in '{pinned.module}'" if pinned.module else ""
             lines.append(f"  {shown}: {pinned.reason} ({pinned.operator}{at})")
         return "\n".join(lines)
@@ -226,7 +239,10 @@ def _sources(model: nn.Module, names: Mapping[str, str], labels: Labels) -> dict
             if start < end:
                 for name in (first, second):
                     for axis in sources[name].values():
-                        labels.pin(axis, Cause("memory", name.rpartition(".")[0], f"'{first}' and '{second}' overlap in memory"))
+                        labels.pin(
+                            axis,
+                            Cause("memory", name.rpartition(".")[0], f"'{first}' and '{second}' overlap in memory"),
+                        )
     return sources
 
 
@@ -246,9 +262,7 @@ def _state(program: Program) -> list[fx.Node]:
     return [node for node in program.graph_module.graph.nodes if node.name in program.tensor_names]
 
 
-def _propagate(
-    program: Program, names: Mapping[str, str], sources: Mapping[str, Axes], labels: Labels
-) -> Propagation:
+def _propagate(program: Program, names: Mapping[str, str], sources: Mapping[str, Axes], labels: Labels) -> Propagation:
     propagation = Propagation(labels)
     operators = []
     for node in program.graph_module.graph.nodes:

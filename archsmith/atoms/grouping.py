@@ -37,7 +37,9 @@ class Grouping:
         for number, (name, axis) in enumerate(self._keys):
             roots = labels.roots(self._graph.sources[name][axis])
             unique, inverse = np.unique(roots, return_inverse=True)
-            leaves = [_distinct(labels.leaves(root)) for root in unique.tolist()] if labels.any_product(unique) else None
+            leaves = (
+                [_distinct(labels.leaves(root)) for root in unique.tolist()] if labels.any_product(unique) else None
+            )
             if leaves is None:
                 parts.append(_entries(roots, number, np.arange(len(roots)), 0))
                 continue
@@ -98,7 +100,9 @@ class Grouping:
                 _, places, slot = made[number]
                 name = base
                 if len(numbers) > 1:
-                    kind = "rows" if slot == 1 else "columns" if slot > 1 else "inputs" if places[0].axes[0] else "outputs"
+                    kind = (
+                        "rows" if slot == 1 else "columns" if slot > 1 else "inputs" if places[0].axes[0] else "outputs"
+                    )
                     name = f"{base}.{kind}"
                 unique, count = name, 1
                 while unique in taken:
@@ -155,9 +159,7 @@ class Grouping:
             if cause.reason == KERNEL:
                 continue
             tensors.setdefault((cause.operator, cause.module, cause.reason), {})[self._keys[key][0]] = None
-        return [
-            Pinned(tuple(names), operator, module, reason) for (operator, module, reason), names in tensors.items()
-        ]
+        return [Pinned(tuple(names), operator, module, reason) for (operator, module, reason), names in tensors.items()]
 
 
 def _distinct(leaves: tuple[int, ...]) -> tuple[int, ...]:

@@ -117,7 +117,9 @@ class Propagation:
 
     # What a rule does.
 
-    def meet(self, first: IntArray | None, second: IntArray | None, reason: str = "meets a tensor of fixed width") -> None:
+    def meet(
+        self, first: IntArray | None, second: IntArray | None, reason: str = "meets a tensor of fixed width"
+    ) -> None:
         """Unite labels position by position; labels that meet a constant axis (None) are pinned."""
         if first is None and second is None:
             return
@@ -173,7 +175,8 @@ class Propagation:
         if len(varying) == 1:
             return {varying[0]: values.ravel()}
         parts = self.labels.factor(
-            values.reshape([values.shape[axis] for axis in varying]), self.cause("shares rows or columns with a constant")
+            values.reshape([values.shape[axis] for axis in varying]),
+            self.cause("shares rows or columns with a constant"),
         )
         return dict(zip(varying, parts, strict=True))
 
@@ -291,9 +294,7 @@ class LabelledGraph:
             found.append({axis: flags for axis, flags in gone.items() if flags.any()})
         return found
 
-    def dead(
-        self, node_name: str, removed: Mapping[str, Sequence[int] | IntArray] | BoolArray
-    ) -> torch.Tensor | None:
+    def dead(self, node_name: str, removed: Mapping[str, Sequence[int] | IntArray] | BoolArray) -> torch.Tensor | None:
         """Return the positions of a node's output that are dead when units go.
 
         Args:

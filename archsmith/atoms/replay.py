@@ -12,6 +12,7 @@ Where the replay fails, integer attributes of the user's modules that hold an ol
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, fx, nn
 
 from archsmith.atoms.attributes import refresh_attributes, set_attributes
 from archsmith.atoms.edits import Edits, take
+from archsmith.atoms.fingerprint import first_names
 from archsmith.atoms.labels import BoolArray
 from archsmith.atoms.plan import CutRefused
 from archsmith.atoms.propagate import Expected, LabelledGraph, arguments, module_name, shape, values_of
@@ -93,23 +95,72 @@ def cut_copy(model: nn.Module, cut: Cut, *, values: bool = False) -> nn.Module:
     return twin
 
 
-def replay(
-    graph: LabelledGraph, twin: nn.Module, example_inputs: Any, forward: Forward | None, dead: BoolArray
-) -> Mismatch | None:
-    """Export a cut copy and compare it with the labelled original; None when it stands for the living part exactly.
+class Replay:
+    """Replays cuts of one model; graphs of cut models are kept, since cuts to the same widths have the same.
 
     Args:
         graph: Of the original.
-        twin: The cut copy.
-        example_inputs: As the original was traced.
+        model: The original.
+        example_inputs: As it was traced.
         forward: Likewise.
-        dead: Classes of labels that are removed (``LabelledGraph.dead_units``).
     """
-    try:
-        program = export(twin, example_inputs, forward)
-    except UserError as error:
-        return Mismatch(_failed_module(error, twin), f"the cut model does not run: {error.given}")
-    return compare(graph, program, dead)
+
+    KEPT = 32
+    """Graphs that are kept."""
+
+    def __init__(self, graph: LabelledGraph, model: nn.Module, example_inputs: Any, forward: Forward | None) -> None:
+        self.graph, self.model, self.example_inputs, self.forward = graph, model, example_inputs, forward
+        self._programs: dict[Any, Program | Mismatch] = {}
+
+    def __call__(self, cut: Cut, dead: BoolArray) -> Mismatch | None:
+        """Compare a cut copy with the labelled original; None when it stands for the living part exactly.
+
+        Args:
+            cut: What remains, and the attributes to try.
+            dead: Classes of labels that are removed (``LabelledGraph.dead_units``).
+        """
+        key = self.kind(cut)
+        program = self._programs.get(key)
+        if program is None:
+            twin = cut_copy(self.model, cut)
+            try:
+                program = export(twin, self.example_inputs, self.forward)
+            except UserError as error:
+                program = Mismatch(_failed_module(error, twin), f"the cut model does not run: {error.given}")
+            if len(self._programs) >= self.KEPT:
+                self._programs.pop(next(iter(self._programs)))
+            self._programs[key] = program
+        return program if isinstance(program, Mismatch) else compare(self.graph, program, dead)
+
+    def kind(self, cut: Cut) -> Any:
+        """Return what the graph of a cut model depends on: widths, attributes, and how many rows fall on which part.
+
+        The attribute ``groups`` of a convolution follows from which rows are kept, not only from how many.
+        """
+        widths = []
+        for name, remains in sorted(cut.tensors.items()):
+            size = self.graph.shapes[name]
+            kept = tuple(sorted((axis, len(index)) for axis, index in remains.axes.items()))
+            parts: tuple[int, ...] = ()
+            for count in self._parts.get(name, ()):
+                index = remains.axes.get(0, np.arange(size[0]))
+                parts += (len(np.unique(index // (size[0] // count))),)
+            widths.append((name, kept, None if remains.joint is None else remains.joint[1].shape, parts))
+        return tuple(widths), tuple(sorted((name, repr(value)) for name, value in cut.attributes.items()))
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, tuple[int, ...]]:
+        """Numbers of parts into which the rows of tensors fall by an attribute of torch's own modules."""
+        first = first_names(self.model)
+        found: dict[str, tuple[int, ...]] = {}
+        for path, module in self.model.named_modules():
+            for attribute in ("groups", "num_groups", "num_heads"):
+                count = getattr(module, attribute, None)
+                for leaf, tensor in module.named_parameters(recurse=False):
+                    name = first[f"{path}.{leaf}" if path else leaf]
+                    if type(count) is int and count > 1 and tensor.dim() and tensor.shape[0] % count == 0:
+                        found[name] = (*found.get(name, ()), count)
+        return found
 
 
 def compare(graph: LabelledGraph, program: Program, dead: BoolArray) -> Mismatch | None:

@@ -10,8 +10,8 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from torch import fx, nn
@@ -19,14 +19,11 @@ from torch import fx, nn
 from archsmith.atoms.labels import BoolArray, Cause, IntArray
 from archsmith.atoms.plan import CutRefused
 from archsmith.atoms.propagate import LabelledGraph, Propagation, arguments, shape, values_of
-from archsmith.atoms.replay import Mismatch, cut_copy, replay
+from archsmith.atoms.replay import Mismatch, Replay
 from archsmith.atoms.rules.creation import UNIFORM
 from archsmith.atoms.rules.movement import MOVEMENTS
 from archsmith.atoms.rules.table import packet_name
 from archsmith.atoms.units import Cut
-
-if TYPE_CHECKING:
-    from archsmith.atoms.find import FoundAtoms
 
 TRIALS = 48
 """Exports that a search may take."""
@@ -68,7 +65,9 @@ def needs(graph: LabelledGraph, dead: BoolArray) -> list[Need]:
     return found
 
 
-def _changed_sizes(graph: LabelledGraph, node: fx.Node, dead: BoolArray, expected: list[Any]) -> Iterator[tuple[int, int]]:
+def _changed_sizes(
+    graph: LabelledGraph, node: fx.Node, dead: BoolArray, expected: list[Any]
+) -> Iterator[tuple[int, int]]:
     name = packet_name(node)
     for one in expected:
         living = int((~graph.labels.dead(one.labels, dead)).sum())
@@ -103,11 +102,11 @@ def link_shared_sizes(model: nn.Module, propagation: Propagation) -> None:
     for one in propagation.literals:
         key = (one.module, one.axis, len(one.labels))
         earlier = first.setdefault(key, one.labels)
-        if earlier is one.labels or np.array_equal(propagation.labels.roots(earlier), propagation.labels.roots(one.labels)):
+        if earlier is one.labels or np.array_equal(
+            propagation.labels.roots(earlier), propagation.labels.roots(one.labels)
+        ):
             continue
-        held = any(
-            path in modules and any(_holding(modules[path], len(one.labels))) for path in _upwards(one.module)
-        )
+        held = any(path in modules and any(_holding(modules[path], len(one.labels))) for path in _upwards(one.module))
         if held:
             cause = Cause("view", one.module, f"is split by the same attribute ({len(one.labels)}) as what is pinned")
             propagation.labels.join(earlier, one.labels, cause)
@@ -191,26 +190,29 @@ def _mentioned(kind: type) -> frozenset[str] | None:
     return frozenset(names)
 
 
-def attributes_for(found: FoundAtoms, cut: Cut, *, search: bool) -> Cut:
+def attributes_for(replay: Replay, cut: Cut, *, search: bool, hints: Iterable[Mapping[str, Any]] = ()) -> Cut:
     """Return the cut with the attributes that its replay needs.
 
     Args:
-        found: The units of the model.
+        replay: Of the model.
         cut: The cut as planned.
         search: Whether other attributes than those of the cut may be tried.
+        hints: Attributes to try first, those that cuts to the same widths needed.
 
     Raises:
         CutRefused: No set of candidates passes the replay.
     """
-    graph, model = found.labelled, found.model
+    graph, model = replay.graph, replay.model
     dead = graph.dead_units(cut.removed)
     group = next(iter(cut.removed))
 
-    def attempt(extra: Assignment) -> Mismatch | None:
-        trial = dataclasses.replace(cut, attributes={**cut.attributes, **dict(extra)})
-        return replay(graph, cut_copy(model, trial), found.example_inputs, found.forward, dead)
+    def attempt(extra: Mapping[str, Any]) -> Mismatch | None:
+        return replay(dataclasses.replace(cut, attributes={**cut.attributes, **extra}), dead)
 
-    first = attempt(())
+    for hint in hints:
+        if attempt(hint) is None:
+            return dataclasses.replace(cut, attributes={**cut.attributes, **hint})
+    first = attempt({})
     if first is None:
         return cut
     if not search:
@@ -231,7 +233,7 @@ def attributes_for(found: FoundAtoms, cut: Cut, *, search: bool) -> Cut:
                 continue
             seen.add(key)
             trials += 1
-            result = attempt(key)
+            result = attempt(dict(key))
             if result is None:
                 return dataclasses.replace(cut, attributes={**cut.attributes, **dict(key)})
             if not (result.module == failure.module and result.reason == failure.reason):
@@ -242,12 +244,15 @@ def attributes_for(found: FoundAtoms, cut: Cut, *, search: bool) -> Cut:
     shown = ", ".join(tried[:8]) + (f" and {len(tried) - 8} more" if len(tried) > 8 else "")
     raise CutRefused(
         group,
-        f"{first.reason}; " + (f"no set of these attributes helps: {shown}" if tried else "no attribute holds the old size")
+        f"{first.reason}; "
+        + (f"no set of these attributes helps: {shown}" if tried else "no attribute holds the old size")
         + "; give them with attributes={...}",
     )
 
 
-def _relevant(options: dict[Assignment, tuple[str, ...]], failure: Mismatch) -> list[tuple[Assignment, tuple[str, ...]]]:
+def _relevant(
+    options: dict[Assignment, tuple[str, ...]], failure: Mismatch
+) -> list[tuple[Assignment, tuple[str, ...]]]:
     """Return the options, those that concern the failed module first."""
     if failure.module is None:
         return list(options.items())

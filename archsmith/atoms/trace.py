@@ -76,7 +76,9 @@ def call_arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ..
     if isinstance(example_inputs, Mapping):
         given = dict(example_inputs)
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(given)):
-            raise UserError("example_inputs", example_inputs, allowed="a tensor, a tuple of arguments or a mapping by name")
+            raise UserError(
+                "example_inputs", example_inputs, allowed="a tensor, a tuple of arguments or a mapping by name"
+            )
         names, values = list(given), list(given.values())
         return (), dict(zip(names, as_inputs(model, tuple(values)), strict=True))
     if not isinstance(example_inputs, Tensor | tuple | list):
@@ -104,7 +106,11 @@ def export(model: nn.Module, example_inputs: Any, forward: Forward | None, *, tr
     except Exception as error:
         line = where(error, model, forward)
         first = next((text for text in str(error).strip().splitlines() if text.strip()), "")
-        data = "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__ or "guard" in first.lower()
+        data = (
+            "data-dependent" in str(error).lower()
+            or "DataDependent" in type(error).__name__
+            or "guard" in first.lower()
+        )
         raise UserError(
             "model" if data else "example_inputs",
             Shown(f"{type(model).__name__}, which can not be traced{line}: {type(error).__name__}: {first[:300]}"),
@@ -140,4 +146,6 @@ def where(error: BaseException, model: nn.Module, forward: Forward | None) -> st
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by every name, parameters first."""
-    return dict(itertools.chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)))
+    return dict(
+        itertools.chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    )

@@ -107,6 +107,7 @@ def apply_(
     parameters = {name: tensors[name] for name in cut.tensors if isinstance(tensors[name], nn.Parameter)}
     free = check_owners(optimizers, parameters) if optimizers and parameters else []
     notes = [f"no optimiser holds {_listed(free)}"] if free else []
+    notes += getattr(absorb, "notes", [])
 
     first = first_names(inner)
     new_model, absorbed = _new_values(tensors, tensors, cut.tensors, first, absorb, "model")

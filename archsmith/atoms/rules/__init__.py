@@ -9,7 +9,16 @@ from __future__ import annotations
 from torch import fx
 
 from archsmith.atoms.propagate import Axes, Propagation, Rule
-from archsmith.atoms.rules import contraction, creation, elementwise, movement, normalisation, recurrent, reduction, spatial
+from archsmith.atoms.rules import (
+    contraction,
+    creation,
+    elementwise,
+    movement,
+    normalisation,
+    recurrent,
+    reduction,
+    spatial,
+)
 from archsmith.atoms.rules.table import TABLE, packet_name
 
 __all__ = [

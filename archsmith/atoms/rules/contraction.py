@@ -97,9 +97,7 @@ def einsum(p: Propagation, node: fx.Node) -> Axes:
     return _einsum(p, operands, left.split(","), right)
 
 
-def _einsum_with_ellipsis(
-    p: Propagation, node: fx.Node, operands: list[fx.Node], left: str, right: str | None
-) -> Axes:
+def _einsum_with_ellipsis(p: Propagation, node: fx.Node, operands: list[fx.Node], left: str, right: str | None) -> Axes:
     """Name the axes behind "..." with letters of their own, then go on as usual."""
     terms = left.split(",")
     free = [chr(code) for code in range(0x3B1, 0x3C9)]
