@@ -120,6 +120,7 @@ class Shrinker:
         limits: Absolute limits of the budget.
         start: Costs at the beginning.
         ungated: Why some groups are never cut under this score, by name.
+        bank: The gates, or None where every unit has a scale or the score needs none.
 
     Raises:
         UserError: There are no units, the optimiser does not train them, or the budget cannot be reached, is kept
@@ -181,7 +182,7 @@ class Shrinker:
         self._table = LatencyTable(lambda removed: copy_without(self._atoms, removed), measure or self._default_measure)
         self.limits = self._resolved(budget)
 
-        self._bank: MagnitudeGates | LogisticGates | None = None
+        self.bank: MagnitudeGates | LogisticGates | None = None
         self._gate_cost: GateCost | None = None
         self._penalty = penalty if penalty is not None else {"scale": DEFAULT_RHO, "figs": 1.0}.get(score, 0.0)
         self._make_gates(gates, resource)
@@ -232,25 +233,25 @@ class Shrinker:
         if self.score == "figs":
             generator = torch.Generator().manual_seed(self._seed)
             options = options or GateOptions(tau=0.1)
-            self._bank = LogisticGates(self.model, self._alive_groups(), options=options, generator=generator)
+            self.bank = LogisticGates(self.model, self._alive_groups(), options=options, generator=generator)
             self._gate_cost = GateCost(self.costs, resource)
         elif self.score == "scale":
             places = scale_places(self.model, self.groups)
             bare = [group for group in self._alive_groups() if not places[group.name]]
             if bare:
-                self._bank = MagnitudeGates(self.model, bare)
-        if self._bank is not None:
-            self.ungated = dict(self._bank.refused)
+                self.bank = MagnitudeGates(self.model, bare)
+        if self.bank is not None:
+            self.ungated = dict(self.bank.refused)
 
     def _alive_groups(self) -> list[UnitGroup]:
         return [group for group in self.groups if not group.frozen]
 
     def _new_gate_optimizer(self) -> torch.optim.Optimizer | None:
-        if self._bank is None or not self._bank.parameters():
+        if self.bank is None or not self.bank.parameters():
             return None
         rate = self._gate_lr if self._gate_lr is not None else float(self.optimizers[0].param_groups[0]["lr"])
         adaptive = self.score == "figs" or not isinstance(self.optimizers[0], torch.optim.SGD)
-        parameters = self._bank.parameters()
+        parameters = self.bank.parameters()
         in_model = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
         own = [p for p in parameters if id(p) not in in_model]  # gate layers of the user's model may be trained there
         if not own:
@@ -289,8 +290,8 @@ class Shrinker:
         self._train_gates(grad_scale)
         self._proximal_step()
         cut = self._cut_when_due()
-        if isinstance(self._bank, LogisticGates) and not self._finished:
-            self._bank.sample()
+        if isinstance(self.bank, LogisticGates) and not self._finished:
+            self.bank.sample()
         return cut
 
     def finish(self) -> bool:
@@ -314,13 +315,18 @@ class Shrinker:
 
     def penalty(self) -> float:
         """Return the present penalty term, for logging: ``rho * sum c_i |g_i|``, or ``lambda * reg`` of the gates."""
-        if isinstance(self._bank, LogisticGates):
+        if isinstance(self.bank, LogisticGates):
             with torch.no_grad():
                 return float(self._regulariser())
         total = 0.0
         for name, magnitude in self._magnitudes().items():
             total += self._charge[name] * float(magnitude.sum())
         return self._penalty * total
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether scores can be computed now; "taylor" needs a step since the start or the last cut."""
+        return self._taylor is None or self._taylor.steps > 0
 
     def cost(self) -> dict[str, int]:
         """Return the present "macs" and "params"."""
@@ -339,7 +345,7 @@ class Shrinker:
         """Return group, scale vector and positions for all normalisation scales of groups without gates."""
         tensors = tensors_of(self.model)
         found = []
-        gated = set(self._bank.values) if isinstance(self._bank, MagnitudeGates) else set()
+        gated = set(self.bank.values) if isinstance(self.bank, MagnitudeGates) else set()
         for name, places in scale_places(self.model, self.groups).items():
             for place in places if name not in gated else ():
                 index = torch.from_numpy(place.index.reshape(-1).copy())
@@ -350,8 +356,8 @@ class Shrinker:
         found: dict[str, Tensor] = {}
         for name, scale, index in self._scale_parameters():
             found[name] = found.get(name, torch.zeros(())) + scale.detach()[index].abs().sum().cpu()
-        if isinstance(self._bank, MagnitudeGates):
-            found.update({name: value.detach().abs().cpu() for name, value in self._bank.values.items()})
+        if isinstance(self.bank, MagnitudeGates):
+            found.update({name: value.detach().abs().cpu() for name, value in self.bank.values.items()})
         return found
 
     @torch.no_grad()
@@ -363,8 +369,8 @@ class Shrinker:
             step = self._rate(scale) * self._penalty * self._charge[name]
             values = scale[index]
             scale[index] = torch.sign(values) * (values.abs() - step).clamp_min_(0.0)
-        if isinstance(self._bank, MagnitudeGates):
-            for name, gate in self._bank.values.items():
+        if isinstance(self.bank, MagnitudeGates):
+            for name, gate in self.bank.values.items():
                 step = self._current_gate_rate() * self._penalty * self._charge[name]
                 gate.copy_(torch.sign(gate) * (gate.abs() - step).clamp_min_(0.0))
 
@@ -373,18 +379,18 @@ class Shrinker:
 
     def _regulariser(self) -> Tensor:
         """Return ``lambda * sum of reg(v)``, lambda in units of one over the initial cost."""
-        assert isinstance(self._bank, LogisticGates) and self._gate_cost is not None
-        names = self._bank.names
-        vectors = {name: self._bank.regularisation(name) for name in names}
+        assert isinstance(self.bank, LogisticGates) and self._gate_cost is not None
+        names = self.bank.names
+        vectors = {name: self.bank.regularisation(name) for name in names}
         alive: dict[str, int | Tensor] = {g.name: g.size for g in self.groups}
-        alive.update({name: self._bank.alive(name) for name in names})
+        alive.update({name: self.bank.alive(name) for name in names})
         scale = self._penalty / self._gate_cost.value({})
         return scale * self._gate_cost.regulariser(vectors, alive)
 
     def _train_gates(self, grad_scale: float) -> None:
-        if self._bank is None:
+        if self.bank is None:
             return
-        parameters = self._bank.parameters()
+        parameters = self.bank.parameters()
         for parameter in parameters:
             if parameter.grad is not None and grad_scale != 1.0:
                 parameter.grad.div_(grad_scale)
@@ -393,7 +399,7 @@ class Shrinker:
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 dist.all_reduce(gradient)
                 parameter.grad = gradient.div_(dist.get_world_size())
-        if isinstance(self._bank, LogisticGates) and self._penalty:
+        if isinstance(self.bank, LogisticGates) and self._penalty:
             self._regulariser().backward()
         if self._gate_optimizer is not None:
             for group in self._gate_optimizer.param_groups:
@@ -415,10 +421,10 @@ class Shrinker:
         }
         rest = [group for group in self.groups if group.name not in names]
         if self.score == "figs":
-            assert isinstance(self._bank, LogisticGates)
-            return {**names, **{g.name: self._bank.probability(g.name).double().cpu().numpy() for g in rest}}
+            assert isinstance(self.bank, LogisticGates)
+            return {**names, **{g.name: self.bank.probability(g.name).double().cpu().numpy() for g in rest}}
         if self.score == "scale":
-            gates = self._bank.values if isinstance(self._bank, MagnitudeGates) else {}
+            gates = self.bank.values if isinstance(self.bank, MagnitudeGates) else {}
             found = {g.name: gates[g.name].detach().abs().double().cpu().numpy() for g in rest if g.name in gates}
             found.update(scale_scores(self.model, [g for g in rest if g.name not in gates]))
             return {**names, **found}
@@ -434,11 +440,11 @@ class Shrinker:
         if self.schedule.kind != "dead":
             return {}
         open_groups = [g for g in self.groups if g.name not in self.ungated and not g.frozen]
-        if isinstance(self._bank, LogisticGates):
-            return {g.name: torch.nonzero(~self._bank.final(g.name)).flatten().tolist() for g in open_groups}
+        if isinstance(self.bank, LogisticGates):
+            return {g.name: torch.nonzero(~self.bank.final(g.name)).flatten().tolist() for g in open_groups}
         if self.score != "scale":
             return {}
-        gates = self._bank.values if isinstance(self._bank, MagnitudeGates) else {}
+        gates = self.bank.values if isinstance(self.bank, MagnitudeGates) else {}
         found = scale_scores(self.model, [g for g in open_groups if g.name not in gates], reduction="max")
         found.update({name: value.detach().abs().cpu().numpy() for name, value in gates.items()})
         return {name: np.flatnonzero(v <= self.schedule.threshold).tolist() for name, v in found.items()}
@@ -476,7 +482,7 @@ class Shrinker:
     def _decision(
         self, limits: Mapping[str, float], dead: Mapping[str, Sequence[int]], trigger: bool
     ) -> tuple[Removed, Mapping[str, float]]:
-        bank = self._bank
+        bank = self.bank
         if bank is not None:
             bank.remove()  # copies that are measured or checked must not carry hooks
         refused: dict[str, str] = {}
@@ -525,7 +531,7 @@ class Shrinker:
         removed, costs = decision
         if not removed:
             return False
-        bank = self._bank
+        bank = self.bank
         if bank is not None:
             bank.remove()
         if isinstance(bank, MagnitudeGates):
@@ -571,7 +577,7 @@ class Shrinker:
 
     def _check_counts(self) -> None:
         """Insist that the network costs exactly what the plan said."""
-        bank = self._bank
+        bank = self.bank
         if bank is not None:
             bank.remove()
         found, expected = self.costs.recount(self.model), self.cost()
@@ -603,9 +609,9 @@ class Shrinker:
 
     def _let_go(self) -> None:
         """Fold the gates, take all hooks off: from here on the model is the user's alone."""
-        if self._bank is not None:
-            self._bank.fold_()
-            self._bank.remove()
+        if self.bank is not None:
+            self.bank.fold_()
+            self.bank.remove()
         for handle in self._handles:
             handle.remove()
         self._finished = True
@@ -620,11 +626,11 @@ class Shrinker:
         gates = {}
         generator = None
         noise: dict[str, Tensor] = {}
-        if isinstance(self._bank, LogisticGates):
-            gates = {name: value.detach().clone() for name, value in self._bank.logits.items()}
-            generator, noise = self._bank.state()
-        elif self._bank is not None:
-            gates = {name: value.detach().clone() for name, value in self._bank.values.items()}
+        if isinstance(self.bank, LogisticGates):
+            gates = {name: value.detach().clone() for name, value in self.bank.logits.items()}
+            generator, noise = self.bank.state()
+        elif self.bank is not None:
+            gates = {name: value.detach().clone() for name, value in self.bank.values.items()}
         return {
             "format_version": FORMAT_VERSION,
             "fingerprint": self._fingerprint,
@@ -638,7 +644,7 @@ class Shrinker:
             "gate_optimizer": self._gate_optimizer.state_dict() if self._gate_optimizer is not None else None,
             "generator": generator,
             "noise": noise,
-            "bank_steps": self._bank.steps if isinstance(self._bank, LogisticGates) else 0,
+            "bank_steps": self.bank.steps if isinstance(self.bank, LogisticGates) else 0,
             "taylor": None
             if self._taylor is None
             else {
@@ -692,19 +698,19 @@ class Shrinker:
             self._taylor.steps = int(state["taylor"]["steps"])
             self._taylor.sums = {name: value.numpy().copy() for name, value in state["taylor"]["sums"].items()}
         named = {}
-        if isinstance(self._bank, LogisticGates):
-            named = self._bank.logits
-            self._bank.load(state["generator"], state["noise"], int(state["bank_steps"]))
-        elif self._bank is not None:
-            named = self._bank.values
+        if isinstance(self.bank, LogisticGates):
+            named = self.bank.logits
+            self.bank.load(state["generator"], state["noise"], int(state["bank_steps"]))
+        elif self.bank is not None:
+            named = self.bank.values
         with torch.no_grad():
             for name, value in state["gates"].items():
                 named[name].copy_(value)
         if self._gate_optimizer is not None and state["gate_optimizer"] is not None:
             self._gate_optimizer.load_state_dict(state["gate_optimizer"])
         if state["finished"]:
-            if self._bank is not None:
-                self._bank.remove()
+            if self.bank is not None:
+                self.bank.remove()
             for handle in self._handles:
                 handle.remove()
             self._finished = True

@@ -64,16 +64,16 @@ def test_units_without_scales_get_gates_that_are_folded_away():
         optimizer.step()
         optimizer.zero_grad()
         shrink.step()
-    gates = shrink._bank.values
+    gates = shrink.bank.values
     assert set(gates) == {"heads", "qk", "v", "ffn"}
     assert all((gate < 1).all() for gate in gates.values())  # the penalty pushed
     gated = model(x)
     assert list(model.state_dict()) == keys
-    shrink._bank.remove()
+    shrink.bank.remove()
     assert not torch.allclose(model(x), gated)
-    shrink._bank.follow(shrink.groups, {g.name: np.arange(g.size) for g in shrink.groups})
+    shrink.bank.follow(shrink.groups, {g.name: np.arange(g.size) for g in shrink.groups})
     torch.testing.assert_close(model(x), gated)
-    shrink._bank.fold_()
+    shrink.bank.fold_()
     torch.testing.assert_close(model(x), gated)
     assert shrink.finish()
     assert count(model, torch.zeros(2, 5, 6)).macs <= shrink.limits["macs"]
@@ -182,8 +182,8 @@ def test_autocast_and_a_gradient_scale():
             p.grad.div_(scale)
         opt.step()
         shrink.step(grad_scale=scale)
-    for name, gate in one._bank.values.items():
-        torch.testing.assert_close(gate, two._bank.values[name], rtol=1e-3, atol=1e-5)
+    for name, gate in one.bank.values.items():
+        torch.testing.assert_close(gate, two.bank.values[name], rtol=1e-3, atol=1e-5)
         assert not torch.equal(gate, torch.ones_like(gate))
 
 
@@ -330,7 +330,7 @@ def test_figs_in_the_loop_closes_gates_of_what_is_charged():
     )
     start = shrink.penalty()
     train(atoms.model, optimizer, shrink, 25)
-    assert all(float(shrink._bank.probability(name).mean()) < 0.6 for name in ("c1", "c2", "c3"))
+    assert all(float(shrink.bank.probability(name).mean()) < 0.6 for name in ("c1", "c2", "c3"))
     assert shrink.penalty() < start
 
 
