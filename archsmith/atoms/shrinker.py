@@ -621,7 +621,7 @@ class Shrinker:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that ``load_state_dict`` continues from.
 
-        Tensors, numbers, texts and lists only, so that ``torch.load(weights_only=True)`` reads it back.
+        Tensors, numbers, texts and lists only, so that torch reads it back with ``weights_only=True``.
         """
         gates = {}
         generator = None

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hand_units import IMAGE, Branches, along, awaken, batch, branches
-from own_networks import digits_net
+from users_networks import digits_net
 from torch import nn
 
 from archsmith.atoms.declared import DeclaredAtoms
@@ -249,7 +249,7 @@ def test_stronger_penalties_leave_smaller_networks():
     task = open_task("digits", limit=60)
     left = []
     for penalty in (0.0, 0.5, 4.0):
-        model = OwnModel("own_networks:digits_net", 0)
+        model = OwnModel("users_networks:digits_net", 0)
         costs = OwnCosts(digits_net(), task, None, {"minimum": 1, "divisor": 1}, EarlyJournal())
         settings = Settings(epochs_shrink=3, epochs_after=0, batch_size=40, penalty=penalty, tau=0.5, gate_lr=0.15)
         searcher = Searcher(model=model, task=task, settings=settings, costs=costs, seed=0)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from own_networks import DigitsNet, digits_net
+from users_networks import DigitsNet, digits_net
 from safetensors.torch import load_file, save_file
 from small_runs import events, start_cli, wait_for
 
@@ -18,7 +18,7 @@ from archsmith.run.own_model import OwnModel
 from archsmith.run.plain_state import joined_state, split_state
 
 QUICK = {"epochs_before": 1, "epochs_shrink": 1, "epochs_after": 1, "batch_size": 60, "cuts": 2}
-NET = "own_networks:digits_net"
+NET = "users_networks:digits_net"
 
 
 def quick(out, *, model=NET, budget="macs<=0.5x", **changes):
@@ -112,7 +112,7 @@ def test_verify_finds_other_weights_and_other_records(finished, tmp_path):
 def test_the_report_shows_what_is_left_without_executing_anything(finished, monkeypatch):
     monkeypatch.setattr("archsmith.run.own_model.load_target", lambda target: pytest.fail("executed"))
     page = report(finished, quiet=True).read_text()
-    for text in ("own_networks:digits_net", "after the cut", "8×1×3×3", "archsmith verify"):
+    for text in ("users_networks:digits_net", "after the cut", "8×1×3×3", "archsmith verify"):
         assert text in page
     with pytest.raises(UserError, match="this one shrinks a network of your own"):
         report(finished, baselines=2)
@@ -213,11 +213,11 @@ def _record_of_a_cut():
     ("changes", "message"),
     [
         (
-            {"model": "own_networks:nine_classes"},
+            {"model": "users_networks:nine_classes"},
             r"output for 2 images is \(2, 9\); allowed: logits of shape \(2, 10\)",
         ),
-        ({"model": "own_networks:colour_net"}, r"a network for images of shape \(1, 8, 8\)"),
-        ({"model": "own_networks:nothing"}, "has no 'nothing'"),
+        ({"model": "users_networks:colour_net"}, r"a network for images of shape \(1, 8, 8\)"),
+        ({"model": "users_networks:nothing"}, "has no 'nothing'"),
         ({"budget": "macs<=2x"}, "there is nothing to shrink"),
         ({"budget": "macs<=0.001x"}, "when everything removable is gone"),
         ({"budget": "energy<=1mJ"}, "limits on macs, params, latency"),
