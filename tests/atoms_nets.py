@@ -237,7 +237,6 @@ class DefaultScale(nn.Module):
         self.q, self.k, self.v, self.o = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(6, 15), nn.Linear(15, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, n, _ = x.shape
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
         return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 

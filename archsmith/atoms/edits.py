@@ -71,12 +71,14 @@ def set_tensor(tensor: Tensor, data: Tensor, grad: Tensor | None = None) -> None
     """Replace the data and the gradient of a tensor in place.
 
     A loss that is still referenced keeps the gradient accumulator of its parameters alive, with their old shape; the
-    detour over another type makes torch forget it, so that the next backward pass finds a fresh one.
+    detour over another type makes torch forget it, so that the next backward pass finds a fresh one. Autocast keeps
+    casts of parameters by their object, so it has to forget, too.
     """
     tensor.grad = None  # a gradient must never have another shape than its parameter
     if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
         other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
         tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+        torch.clear_autocast_cache()
     tensor.data = data
     tensor.grad = grad
 
@@ -117,13 +119,24 @@ def take(tensor: Tensor, cut: TensorCut) -> Tensor:
 
 
 def in_layout_of(model: Tensor, value: Tensor) -> Tensor:
-    """Return a copy of ``value`` with fresh memory in the memory format of ``model``."""
+    """Return ``value`` in memory of its own, in the memory format of ``model``; copied only where it has to be."""
     layout = torch.contiguous_format
     if is_channels_last(model) and value.dim() == 4:
         layout = torch.channels_last
     elif model.dim() == 5 and not model.is_contiguous() and model.is_contiguous(memory_format=torch.channels_last_3d):
         layout = torch.channels_last_3d
+    elif value.stride() == _strides(value.shape) and value.data_ptr() != model.data_ptr() and not value._is_view():
+        return value
     return torch.empty_like(value, memory_format=layout).copy_(value)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a new tensor; axes of length zero count as one."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
 
 
 def is_channels_last(tensor: Tensor) -> bool:

@@ -12,12 +12,12 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import fx, nn
 
 from archsmith.atoms.fingerprint import fingerprint, first_names, unwrap
 from archsmith.atoms.grouping import Grouping
 from archsmith.atoms.labels import Cause, Labels
+from archsmith.atoms.numbers import check_numbers
 from archsmith.atoms.plan import CutRefused, plan_cut
 from archsmith.atoms.propagate import Axes, LabelledGraph, Propagation
 from archsmith.atoms.replay import Replay
@@ -116,6 +116,7 @@ class FoundAtoms:
     example_inputs: Any = None
     forward: Forward | None = None
     _attributes: dict[Any, tuple[Mapping[str, Any], ...]] = dataclasses.field(default_factory=dict, repr=False)
+    _compared: set[Any] = dataclasses.field(default_factory=set, repr=False)
 
     def group(self, name: str) -> UnitGroup:
         """Return a group by its name."""
@@ -168,6 +169,10 @@ class FoundAtoms:
         hints = self._attributes.get(kind, ())
         done = attributes_for(replay, cut, search=attributes is None, hints=hints)
         self._attributes[kind] = (done.attributes,)
+        pattern = replay.kind(done)
+        if pattern not in self._compared:
+            check_numbers(self.labelled, self.model, done, self.example_inputs, self.forward)
+            self._compared.add(pattern)
         return done
 
     @functools.cached_property
@@ -230,8 +235,8 @@ def _sources(model: nn.Module, names: Mapping[str, str], labels: Labels) -> dict
         tensor = tensors[name]
         if tensor.device.type == "meta" or not tensor.numel():
             continue
-        start = tensor.storage_offset()
-        last = start + sum((n - 1) * abs(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        start = int(tensor.storage_offset())
+        last = start + sum((int(n) - 1) * abs(int(s)) for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         spans.setdefault(tensor.untyped_storage().data_ptr(), []).append((start, last, name))
     for each in spans.values():
         each.sort()

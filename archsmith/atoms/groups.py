@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from archsmith.atoms.fingerprint import named_tensors
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -143,9 +145,7 @@ class Atoms:
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer of ``model`` by qualified name; shared tensors appear under each name."""
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
-    return named
+    return named_tensors(model)[0]
 
 
 def activate(name: str, x: Tensor) -> Tensor:

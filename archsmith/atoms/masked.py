@@ -150,10 +150,18 @@ def _mask(flags: Flags, axes: Sequence[int], value: Tensor) -> Tensor:
 # --------------------------------------------------------------------- sums: zeros add nothing
 
 _CONVOLUTIONS = [f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)]
-_PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addbmm", "addmv", "einsum", "bilinear")
 
 
-@_rule(*_PRODUCTS, *_CONVOLUTIONS, "convolution", "_convolution", "cosine_similarity", *GATES)
+@_rule("linear", *_CONVOLUTIONS, "convolution", "_convolution", "matmul", "mm", "bmm", "mv", "dot")
+@_rule("addmm", "baddbmm", "addbmm", "addmv")
+def _product(call: _Call) -> Any:
+    """Zero the dead elements of the first factor; they meet those of the second."""
+    names = list(call.given)
+    first = names[1] if call.name.startswith("add") or call.name == "baddbmm" else names[0]
+    return call.run({first: call.filled(call.given[first])})
+
+
+@_rule("einsum", "bilinear", "cosine_similarity", *GATES)
 def _contraction(call: _Call) -> Any:
     """Zero every dead element of activations and weights.
 

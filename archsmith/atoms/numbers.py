@@ -7,6 +7,7 @@ or zeros (fresh normalisations, zero-initialised branches) would hide a wrong co
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from archsmith.atoms.units import Cut
 from archsmith.graph import evaluating
 
 NOISE = 0.1
-"""Standard deviation of the numbers on top, relative to the root mean square of each tensor."""
+"""Size of the numbers on top, relative to the root mean square of each tensor."""
 
 
 @dataclass(frozen=True)
@@ -156,15 +157,23 @@ def relative(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
     """
     if not expected.numel():
         return 0.0
+    scale = max(_largest(expected), floor)
+    gap = _largest(found - expected)
+    if math.isfinite(scale) and math.isfinite(gap):
+        return gap / scale if scale else gap
     finite = expected.isfinite()
     if not torch.equal(finite, found.isfinite()) or not torch.equal(
         found[~finite].nan_to_num(), expected[~finite].nan_to_num()
     ):
         return float("inf")
     found, expected = found[finite], expected[finite]
-    scale = max(float(expected.abs().max()) if expected.numel() else 0.0, floor)
-    gap = float((found - expected).abs().max()) if expected.numel() else 0.0
-    return gap / scale if scale else gap
+    return relative(found, expected, floor)
+
+
+def _largest(value: Tensor) -> float:
+    """Return the largest magnitude, NaN if there is one."""
+    low, high = torch.aminmax(torch.view_as_real(value) if value.is_complex() else value)
+    return max(abs(float(low)), abs(float(high))) if float(high) == float(high) else math.nan
 
 
 def floating(outputs: list[Any]) -> list[Tensor]:
@@ -183,21 +192,31 @@ def randomised(model: nn.Module, seed: int) -> dict[str, Tensor]:
     first, result = first_names(model), {}
     for name, tensor in tensors_of(model).items():
         if first[name] == name:
-            value = _noisy(tensor.detach().clone(), generator, name in parameters)
+            value = _noisy(tensor.detach(), generator, name in parameters)
             result[name] = value.requires_grad_(name in parameters and value.is_floating_point())
     return result
 
 
 def _noisy(value: Tensor, generator: torch.Generator, parameter: bool) -> Tensor:
-    if not value.is_floating_point():
-        return value
-    wide = value.double()
-    noise = torch.randn(wide.shape, generator=generator, dtype=torch.float64).to(wide.device)
-    finite = wide[wide.isfinite()]
-    size = NOISE * ((float(finite.square().mean().sqrt()) if finite.numel() else 0.0) or 1.0)
-    if parameter:
-        return wide + size * noise
-    return wide * (1 + NOISE * noise.clamp(-3, 3)) + size * noise.abs()  # a variance stays positive
+    if not value.is_floating_point() or not value.numel():
+        return value.clone()
+    wide = value.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    rows = wide.view(wide.shape[0], -1) if wide.dim() > 1 else wide.view(1, -1)
+    size = NOISE * (_size(wide) or 1.0)
+    left, right = (torch.randn(n, generator=generator, dtype=torch.float64).to(wide.device) for n in rows.shape)
+    if not parameter:  # a variance stays positive
+        left, right = left.abs(), right.abs()
+    rows.addr_(left if wide.dim() > 1 else torch.ones_like(left), right, alpha=size)
+    return wide
+
+
+def _size(value: Tensor) -> float:
+    """Return the root mean square; of the finite numbers where there are others."""
+    size = float(torch.linalg.vector_norm(value)) / math.sqrt(value.numel())
+    if not math.isfinite(size):
+        finite = value[value.isfinite()]
+        size = float(torch.linalg.vector_norm(finite)) / math.sqrt(max(finite.numel(), 1))
+    return size
 
 
 def double_twin(model: nn.Module, cut: Cut, values: Mapping[str, Tensor]) -> nn.Module:
@@ -208,7 +227,10 @@ def double_twin(model: nn.Module, cut: Cut, values: Mapping[str, Tensor]) -> nn.
         if id(tensor) in memo:
             continue
         value = values[first[name]].detach()
-        value = take(value, cut.tensors[name]) if name in cut.tensors else value.clone()
+        if name in cut.tensors:
+            value = take(value, cut.tensors[name])
+        elif not isinstance(tensor, nn.Parameter):
+            value = value.clone()  # a forward pass may write into buffers
         memo[id(tensor)] = (
             nn.Parameter(value, requires_grad=value.is_floating_point()) if isinstance(tensor, nn.Parameter) else value
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,38 @@ ELEMENTWISE = frozenset(
 
 FACTORED = frozenset({"row_var", "col_var", "exp_avg_sq_row", "exp_avg_sq_col", "R", "C"})
 """Names of sums over rows or columns: what remains of them can not be told from the sums."""
+
+
+SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
+"""Names of averages or sums of squared gradients."""
+
+GRADIENTS = frozenset({"exp_avg", "grad_avg", "exp_inf", "prev", "exp_avg_diff"})
+"""Names of averages of gradients; "momentum_buffer" is one where it is not normalised (SGD)."""
+
+
+@dataclass(frozen=True, eq=False)
+class StateTensor:
+    """A state tensor with one number for each element of a parameter.
+
+    Attributes:
+        parameter: Name of the parameter.
+        state: The optimiser's dictionary for it.
+        key: Name of the tensor there.
+        value: The tensor.
+        order: Power of the gradient that it scales with: 1 for averages of gradients, 2 for those of squares, else 0.
+    """
+
+    parameter: str
+    state: dict[str, Any]
+    key: str
+    value: Tensor
+    order: int
+
+
+def _order(optimizer: torch.optim.Optimizer, key: str) -> int:
+    if key == "momentum_buffer":
+        return 1 if isinstance(optimizer, torch.optim.SGD) else 0
+    return 2 if key in SQUARES else 1 if key in GRADIENTS else 0
 
 
 def inner_optimizers(optimizers: Iterable[Any]) -> list[torch.optim.Optimizer]:
@@ -75,8 +108,8 @@ def elementwise_states(
     optimizers: Sequence[torch.optim.Optimizer],
     parameters: Mapping[str, Tensor],
     elementwise: Iterable[str] = (),
-) -> list[tuple[str, dict[str, Any], str, Tensor]]:
-    """Return every state tensor that has one number for each element: (parameter name, state, key, tensor).
+) -> list[StateTensor]:
+    """Return every state tensor that has one number for each element of its parameter.
 
     Args:
         optimizers: Whose states.
@@ -114,5 +147,5 @@ def elementwise_states(
                         allowed="states with a number for each element of the parameter",
                         hint=f"If '{key}' is one, say so with elementwise=('{key}',)." if key not in known else "",
                     )
-                found.append((name, state, key, value))
+                found.append(StateTensor(name, state, key, value, _order(optimizer, key)))
     return found

@@ -79,18 +79,23 @@ class Record:
 
     def to_json(self) -> str:
         """Return the record as JSON text; equal selections (a residual stream) are written once."""
-        selections: dict[str, int] = {}
+        selections: dict[bytes, int] = {}
+        texts: list[str] = []
 
-        def number(text: str) -> int:
-            return selections.setdefault(text, len(selections))
+        def number(index: IntArray) -> int:
+            key = index.tobytes()
+            if key not in selections:
+                selections[key] = len(selections)
+                texts.append(to_ranges(index))
+            return selections[key]
 
         tensors: dict[str, Any] = {}
         for name, cut in self.tensors.items():
             entry: dict[str, Any] = {}
             if cut.axes:
-                entry["axes"] = {str(axis): number(to_ranges(index)) for axis, index in cut.axes.items()}
+                entry["axes"] = {str(axis): number(index) for axis, index in cut.axes.items()}
             if cut.joint is not None:
-                rows = [number(to_ranges(row)) for row in cut.joint[1]]
+                rows = [number(row) for row in cut.joint[1]]
                 entry["joint"] = {"axes": list(cut.joint[0]), "rows": rows}
             tensors[name] = entry
         content = {
@@ -100,12 +105,12 @@ class Record:
             "result": self.result,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "unsaved": {name: list(shape) for name, shape in self.unsaved.items()},
-            "kept": list(selections),
+            "kept": texts,
             "tensors": tensors,
             "attributes": {path: list(values) for path, values in self.attributes.items()},
         }
         try:
-            return json.dumps(content, indent=1)
+            return json.dumps(content)
         except TypeError as error:
             raise UserError("attributes", Shown(str(error)), allowed="values that JSON can hold") from error
 
@@ -168,14 +173,18 @@ class Record:
         return "\n".join(lines)
 
 
-def record(model: nn.Module) -> Record:
+def record(model: nn.Module, present: str | None = None) -> Record:
     """Return what was kept of a network since its first cut; an empty record when it was never cut.
+
+    Args:
+        model: The network.
+        present: Its fingerprint, where it is known already.
 
     Raises:
         UserError: The network was changed by other hands after its last cut.
     """
     model = unwrap(model)
-    present = fingerprint(model)
+    present = present or fingerprint(model)
     text = model.__dict__.get(ATTRIBUTE)
     if text is None:
         return Record(present, present, shapes_of(model))
@@ -215,7 +224,7 @@ def rebuild(model: nn.Module, what: Record, state: Mapping[str, Tensor] | None =
             edits.set_tensor(tensors[name], take(tensors[name], cut))
         set_attributes(inner, {path: after for path, (_, after) in what.attributes.items()}, edits)
         refresh_attributes(inner, what.tensors, edits)
-        attach(inner, what, edits)
+        attach(inner, what.to_json(), edits)
         if (built := fingerprint(inner)) != what.result:
             raise UserError("record", Shown(f"one that leads to {built}"), allowed=f"its own result, {what.result}")
         if state is not None:
@@ -223,8 +232,8 @@ def rebuild(model: nn.Module, what: Record, state: Mapping[str, Tensor] | None =
     return model
 
 
-def attach(model: nn.Module, what: Record, edits: Edits) -> None:
-    """Let a network carry its record, so that ``record`` finds it."""
+def attach(model: nn.Module, text: str, edits: Edits) -> None:
+    """Let a network carry its record, as JSON text, so that ``record`` finds it."""
     before = model.__dict__.get(ATTRIBUTE)
 
     def restore() -> None:
@@ -234,7 +243,7 @@ def attach(model: nn.Module, what: Record, edits: Edits) -> None:
             model.__dict__[ATTRIBUTE] = before
 
     edits.on_undo(restore)
-    model.__dict__[ATTRIBUTE] = what.to_json()
+    model.__dict__[ATTRIBUTE] = text
 
 
 def differences(what: Record, model: nn.Module) -> str:
@@ -354,8 +363,9 @@ def to_ranges(index: IntArray) -> str:
     if not len(index):
         return ""
     breaks = np.flatnonzero(np.diff(index) != 1) + 1
-    runs = np.split(index, breaks)
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    firsts = index[np.concatenate([[0], breaks])].tolist()
+    lasts = index[np.concatenate([breaks - 1, [len(index) - 1]])].tolist()
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
 
 
 def from_ranges(text: str) -> IntArray:

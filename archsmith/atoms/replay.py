@@ -167,7 +167,9 @@ def compare(graph: LabelledGraph, program: Program, dead: BoolArray) -> Mismatch
     """Walk both graphs in step; return the first difference that the cut does not explain."""
     twins: dict[fx.Node, fx.Node] = {}
     walk = _Walk(graph, dead, twins)
-    originals, others = list(graph.graph_module.graph.nodes), list(program.graph_module.graph.nodes)
+    originals, same = _essential(graph.graph_module)
+    others, other_same = _essential(program.graph_module)
+    walk.same, walk.other_same = same, other_same
     for index, node in enumerate(originals):
         if index >= len(others):
             return Mismatch(module_name(node), "the cut model has fewer operators")
@@ -189,6 +191,26 @@ def compare(graph: LabelledGraph, program: Program, dead: BoolArray) -> Mismatch
     return None
 
 
+IDENTITIES = frozenset(
+    {"contiguous", "alias", "detach", "clone", "lift_fresh", "lift_fresh_copy", "_assert_tensor_metadata"}
+)
+"""Operators that hand on what they get; tracing leaves some of them out for some shapes."""
+
+
+def _essential(graph_module: fx.GraphModule) -> tuple[list[fx.Node], dict[fx.Node, fx.Node]]:
+    """Return the nodes without identities, and what every identity stands for."""
+    kept: list[fx.Node] = []
+    same: dict[fx.Node, fx.Node] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function" and packet_name(node) in IDENTITIES:
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            same[node] = same.get(source, source)
+        else:
+            kept.append(node)
+    return kept, same
+
+
 def _what(node: fx.Node) -> str:
     return f"{node.target} ('{module_name(node)}')" if node.op == "call_function" else node.op
 
@@ -207,6 +229,8 @@ class _Walk:
 
     def __init__(self, graph: LabelledGraph, dead: BoolArray, twins: dict[fx.Node, fx.Node]) -> None:
         self.graph, self.dead, self.twins = graph, dead, twins
+        self.same: dict[fx.Node, fx.Node] = {}
+        self.other_same: dict[fx.Node, fx.Node] = {}
         self.gone: dict[fx.Node, list[dict[int, BoolArray]]] = {}
         self.expected: dict[fx.Node, list[Expected]] = {}
         for one in graph.propagation.expected:
@@ -246,7 +270,9 @@ class _Walk:
         self, name: str, position: int | None, a: Any, b: Any, literals: list[tuple[str, int | None, Any, Any]]
     ) -> bool:
         if isinstance(a, fx.Node) or isinstance(b, fx.Node):
-            return isinstance(a, fx.Node) and self.twins.get(a) is b
+            if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
+                return False
+            return self.twins.get(self.same.get(a, a)) is self.other_same.get(b, b)
         if isinstance(a, list | tuple) and isinstance(b, list | tuple):
             if len(a) != len(b):
                 return False
@@ -285,6 +311,7 @@ class _Walk:
     def _moves(self, node: fx.Node, other: fx.Node) -> str:
         """Run the movement on the numbers of the positions, in both graphs."""
         numbers, living = {}, {}
+        operands = dict(zip(node.all_input_nodes, other.all_input_nodes, strict=False))
         start = 1  # 0 is the value of fills
         for source in node.all_input_nodes:
             size = shape(source)
@@ -296,7 +323,9 @@ class _Walk:
                 start += count
             gone = self.dead_of(source)
             numbers[source] = whole
-            living[self.twins[source]] = _living(whole, gone[0] if gone else {})
+            twin = operands.get(source)
+            if twin is not None:
+                living[twin] = _living(whole, gone[0] if gone else {})
         try:
             before, after = apply_to(node, numbers), apply_to(other, living)
         except (RuntimeError, IndexError, ValueError) as error:

@@ -10,8 +10,8 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import numpy as np
 from torch import fx, nn
@@ -38,13 +38,13 @@ class Need:
 
     Attributes:
         path: Qualified name of the module that issued the operator.
-        ordinal: Position of the operator among those of the module, and of the size in it.
+        ordinal: Position of the operator among those of the module, and which of its sizes it is.
         old: Old size.
         new: New size.
     """
 
     path: str
-    ordinal: tuple[int, int]
+    ordinal: tuple[int, str]
     old: int
     new: int
 
@@ -60,36 +60,37 @@ def needs(graph: LabelledGraph, dead: BoolArray) -> list[Need]:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path = str(stack[-1][0]) if stack else ""
         number = counts[path] = counts.get(path, -1) + 1
-        sizes = dict.fromkeys(_changed_sizes(graph, node, dead, expected.get(node, [])))
-        found.extend(Need(path, (number, k), old, new) for k, (old, new) in enumerate(sizes))
+        sizes = _changed_sizes(graph, node, dead, expected.get(node, []))
+        found.extend(Need(path, (number, slot), old, new) for slot, old, new in sizes)
     return found
 
 
 def _changed_sizes(
     graph: LabelledGraph, node: fx.Node, dead: BoolArray, expected: list[Any]
-) -> Iterator[tuple[int, int]]:
+) -> Iterator[tuple[str, int, int]]:
+    """Yield what is counted (the same text in every module of one class), the old and the new size."""
     name = packet_name(node)
     for one in expected:
         living = int((~graph.labels.dead(one.labels, dead)).sum())
         if living != len(one.labels):
-            yield len(one.labels), living
+            yield f"{one.argument} {one.position}", len(one.labels), living
     if name not in MOVEMENTS and name not in UNIFORM:
         return
     gone = graph.dead_axes(node, dead)
-    for value, axes in zip(values_of(node), gone, strict=False):
+    for index, (value, axes) in enumerate(zip(values_of(node), gone, strict=False)):
         for axis, flags in axes.items():
-            yield int(value.shape[axis]), int((~flags).sum())
+            yield f"size {index} {axis}", int(value.shape[axis]), int((~flags).sum())
     if name in ("slice", "narrow"):
         given = arguments(node)
         source = node.all_input_nodes[0]
         axis = given["dim"] % len(shape(source))
         before = graph.dead_axes(source, dead)
-        flags = before[0].get(axis) if before else None
+        source_flags = before[0].get(axis) if before else None
         for key in ("start", "end", "length"):
             bound = given.get(key)
-            if flags is not None and isinstance(bound, int) and 0 < abs(bound) < len(flags):
-                living = (~flags[:bound]).sum() if bound > 0 else (~flags[bound:]).sum()
-                yield abs(bound), int(living)
+            if source_flags is not None and isinstance(bound, int) and 0 < abs(bound) < len(source_flags):
+                part = source_flags[:bound] if bound > 0 else source_flags[bound:]
+                yield key, abs(bound), int((~part).sum())
 
 
 def link_shared_sizes(model: nn.Module, propagation: Propagation) -> None:
@@ -120,8 +121,8 @@ def candidates(model: nn.Module, wanted: list[Need]) -> dict[Assignment, tuple[s
         wanted: The literal sizes that change.
     """
     modules = dict(model.named_modules())
-    families: dict[tuple[str, str, tuple[int, int], int], dict[str, int]] = {}
-    clash: set[tuple[str, str, tuple[int, int], int]] = set()
+    families: dict[tuple[str, str, tuple[int, str], int], dict[str, int]] = {}
+    clash: set[tuple[str, str, tuple[int, str], int]] = set()
     for need in wanted:
         for level, path in enumerate(_upwards(need.path)):
             module = modules.get(path)
@@ -150,7 +151,7 @@ def _upwards(path: str) -> Iterator[str]:
 
 def _holding(module: nn.Module, value: int) -> Iterator[str]:
     """Yield the names of attributes, and of fields of configurations, that hold a value and that the code mentions."""
-    mentioned = _mentioned(type(module))
+    mentioned = _mentioned(cast(Hashable, type(module)))
     for name, held in vars(module).items():
         if name.startswith("_") and name not in ("_modules",) and not _is(mentioned, name):
             continue
@@ -173,9 +174,10 @@ def _is(mentioned: frozenset[str] | None, name: str) -> bool:
 
 
 @functools.cache
-def _mentioned(kind: type) -> frozenset[str] | None:
+def _mentioned(kind: Hashable) -> frozenset[str] | None:
     """Return the attribute names that the methods of a class mention, ``__init__`` left out; None without its source."""
     names: set[str] = set()
+    assert isinstance(kind, type)
     for cls in kind.__mro__:
         if cls in (nn.Module, object):
             continue

@@ -31,6 +31,27 @@ Absorb = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 ``archsmith.atoms.absorb``). It is asked once with the model's tensors and once with those of every average or table."""
 
 
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """Factors on repeated slices, for growing; by tensor name, broadcasting to the new shape.
+
+    Attributes:
+        weights: On values: ``1 / copies`` along axes that are summed over.
+        gradients: On gradients: ``1 / copies`` along all other axes.
+    """
+
+    weights: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+
+    def scaled(self, name: str, value: Tensor, *, gradient: int = 0) -> Tensor:
+        """Return a new value times its factor, or a power of that of its gradient."""
+        factor = self.gradients.get(name) if gradient else self.weights.get(name)
+        return value if factor is None else value.mul_(factor.to(value) ** (gradient or 1))
+
+
+_WHOLE = Shares({}, {})
+
+
 @dataclass(frozen=True)
 class CutOutcome:
     """What a transaction did.
@@ -66,6 +87,7 @@ def apply_(
     absorb: Absorb | None = None,
     attributes: Mapping[str, Any] | None = None,
     elementwise: Iterable[str] = (),
+    shares: Shares | None = None,
     probe: Inputs | None = None,
     verify: Callable[[nn.Module], None] | None = None,
 ) -> CutOutcome:
@@ -84,6 +106,7 @@ def apply_(
         absorb: Moves the constants of removed units to what follows, see ``archsmith.atoms.absorb``.
         attributes: New values of user attributes by dotted path, over those of the cut.
         elementwise: Names of optimiser states with a number for each element that torch's own do not have.
+        shares: Factors on repeated slices (``archsmith.atoms.grow``); a cut has none.
         probe: Example inputs; the evaluation output on them is compared before and after, and the gap reported.
         verify: Called with the cut model before the transaction ends; what it raises takes everything back.
 
@@ -98,26 +121,32 @@ def apply_(
     inner = unwrap(model)
     averaged = [unwrap(average) for average in averages]
     tables, optimizers = list(tables), inner_optimizers(optimizers)
-    _check_fit(inner, cut, "model")
+    present = fingerprint(inner)
+    _check_fit(inner, present, cut, "model")
     for average in averaged:
-        _check_fit(average, cut, "averages")
+        _check_fit(average, fingerprint(average), cut, "averages")
     tensors = tensors_of(inner)
     shapes = {name: tuple(tensors[name].shape) for name in cut.tensors}
-    past = record(inner)
+    past = record(inner, present)
     parameters = {name: tensors[name] for name in cut.tensors if isinstance(tensors[name], nn.Parameter)}
     free = check_owners(optimizers, parameters) if optimizers and parameters else []
     notes = [f"no optimiser holds {_listed(free)}"] if free else []
     notes += getattr(absorb, "notes", [])
 
     first = first_names(inner)
-    new_model, absorbed = _new_values(tensors, tensors, cut.tensors, first, absorb, "model")
+    part = shares or _WHOLE
+    new_model, absorbed = _new_values(tensors, tensors, cut.tensors, first, absorb, part, "model")
     grads = {name: take_gradient(parameter, cut.tensors[name]) for name, parameter in parameters.items()}
-    new_averages = [_new_values(own := tensors_of(a), own, cut.tensors, first, absorb, "averages")[0] for a in averaged]
-    new_tables = [_new_values(table, tensors, cut.tensors, first, absorb, "tables")[0] for table in tables]
-    new_state = [
-        (state, key, take(value, cut.tensors[name]))
-        for name, state, key, value in elementwise_states(optimizers, parameters, elementwise)
-    ]
+    grads = {name: None if g is None else part.scaled(name, g, gradient=1) for name, g in grads.items()}
+    new_averages = []
+    for own in map(tensors_of, averaged):
+        new_averages.append(_new_values(own, own, cut.tensors, first, absorb, part, "averages")[0])
+    new_tables = [_new_values(table, tensors, cut.tensors, first, absorb, part, "tables")[0] for table in tables]
+    new_state = []
+    for entry in elementwise_states(optimizers, parameters, elementwise):
+        value = take(entry.value, cut.tensors[entry.parameter])
+        value = part.scaled(entry.parameter, value, gradient=entry.order) if entry.order else value
+        new_state.append((entry.state, entry.key, value))
     inputs = None if probe is None else as_inputs(inner, probe)
     before = None if inputs is None else _outputs(inner, inputs)
     params = _elements(inner)
@@ -138,8 +167,9 @@ def apply_(
             set_attributes(average, given, edits)
             refresh_attributes(average, cut.tensors, edits)
         done = past.then(cut.tensors, changed, fingerprint(inner), shapes)
+        text = done.to_json()
         for network in (inner, *averaged):
-            attach(network, done, edits)
+            attach(network, text, edits)
         notes += forbid_wrappers(inner, edits)
         gap = None if inputs is None or before is None else relative_gap(_outputs(inner, inputs), before)
         if verify is not None:
@@ -157,8 +187,8 @@ def apply_(
     )
 
 
-def _check_fit(model: nn.Module, cut: Cut, what: str) -> None:
-    if cut.fingerprint and (present := fingerprint(model)) != cut.fingerprint:
+def _check_fit(model: nn.Module, present: str, cut: Cut, what: str) -> None:
+    if cut.fingerprint and present != cut.fingerprint:
         raise UserError(
             what,
             Shown(f"a network with fingerprint {present}"),
@@ -190,6 +220,7 @@ def _new_values(
     cuts: Mapping[str, TensorCut],
     first: Mapping[str, str],
     absorb: Absorb | None,
+    shares: Shares,
     what: str,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the new value of every tensor of ``table`` that changes, and which took up constants; nothing is written.
@@ -212,7 +243,9 @@ def _new_values(
             if canonical in additions:
                 value = in_layout_of(tensor, value + additions[canonical].to(value))
                 absorbed.append(name)
-            done[id(tensor)] = take(value, cuts[canonical]) if canonical in cuts else value
+            if canonical in cuts:
+                value = shares.scaled(canonical, take(value, cuts[canonical]))
+            done[id(tensor)] = value
         new[name] = done[id(tensor)]
     return new, absorbed
 
@@ -264,7 +297,8 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _elements(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    distinct = {id(tensor): tensor for tensor in tensors_of(model).values() if isinstance(tensor, nn.Parameter)}
+    return sum(tensor.numel() for tensor in distinct.values())
 
 
 def _repack(model: nn.Module) -> None:

@@ -72,7 +72,7 @@ def rewrap(wrapper: nn.Module) -> nn.Module:
     for parameter in model.parameters():  # the old wrapper's hooks go with the old gradient accumulators
         if parameter.requires_grad:
             set_tensor(parameter, parameter.data, parameter.grad)
-    return DistributedDataParallel(
+    renewed = DistributedDataParallel(
         model,
         device_ids=wrapper.device_ids,
         output_device=wrapper.output_device,
@@ -83,7 +83,11 @@ def rewrap(wrapper: nn.Module) -> nn.Module:
         find_unused_parameters=wrapper.find_unused_parameters,
         gradient_as_bucket_view=wrapper.gradient_as_bucket_view,
         static_graph=wrapper.static_graph,
+        mixed_precision=wrapper.mixed_precision,
     )
+    for hook, state in wrapper._comm_hooks:
+        renewed.register_comm_hook(state, hook)
+    return renewed
 
 
 def check_same_cuts(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:

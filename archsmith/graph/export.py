@@ -43,14 +43,21 @@ def evaluating(module: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Undo what a forward pass stores in the attributes of its modules (caches, counters, symbolic tensors)."""
+    """Undo what a forward pass stores in the attributes of its modules (caches, counters, symbolic tensors, hooks)."""
     saved = [(m, dict(m.__dict__)) for m in module.modules()]
+    # Hooks that a module puts on itself at its first call: the flag that says so is undone, so the hooks must go, too.
+    hooks = [
+        (held, dict(held)) for _, a in saved for name, held in a.items() if "hooks" in name and isinstance(held, dict)
+    ]
     try:
         yield
     finally:
         for submodule, attributes in saved:
             submodule.__dict__.clear()
             submodule.__dict__.update(attributes)
+        for held, before in hooks:
+            held.clear()
+            held.update(before)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from cut_samples import REMOVED, Block, batches, block_groups, steps
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import in_processes
 
@@ -34,6 +35,7 @@ def train_in_two(workers: Workers):
     model, optimizer = start()
     data = [(x[workers.rank :: 2], y[workers.rank :: 2]) for x, y in batches(10)]
     wrapper = DistributedDataParallel(model, find_unused_parameters=True)
+    wrapper.register_comm_hook(None, allreduce_hook)
     steps(wrapper, optimizer, data[:5])
     outcome = apply_(wrapper, plan_cut(block_groups(), REMOVED, model), optimizers=[optimizer])
     with pytest.raises(
@@ -42,6 +44,7 @@ def train_in_two(workers: Workers):
         wrapper(data[0][0].double())
     renewed = rewrap(wrapper)  # the old one is still alive
     assert isinstance(renewed, DistributedDataParallel) and renewed.find_unused_parameters and renewed is not wrapper
+    assert renewed._comm_hooks == wrapper._comm_hooks != []
     steps(renewed, optimizer, data[5:])
     return {name: value.tolist() for name, value in model.state_dict().items()}, outcome.notes
 

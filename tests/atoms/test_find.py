@@ -3,15 +3,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from atoms_nets import NETS, ResNet, build
+from atoms_nets import NETS, build
 from references.masked_graph import masked_outputs
-from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from archsmith.atoms.find import FoundAtoms, find
 from archsmith.atoms.plan import CutRefused
 from archsmith.atoms.replay import cut_copy
-from archsmith.core.errors import UserError
 
 
 def doubles(inputs):

@@ -102,6 +102,22 @@ def test_a_cut_between_unscale_and_step_of_a_scaler():
         assert torch.equal(value, results[1][name]), name
 
 
+def test_a_cut_inside_autocast_and_hooks_of_parameters():
+    model, optimizer = trained()
+    x, y = batches(1)[0]
+    seen = []
+    model.conv2.weight.register_hook(lambda grad: seen.append(tuple(grad.shape)))
+    model.conv2.weight.register_post_accumulate_grad_hook(lambda p: seen.append(tuple(p.grad.shape)))
+    with torch.autocast("cpu", torch.bfloat16):
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.zero_grad()
+        apply_(model, planned(model), optimizers=[optimizer])
+        loss = nn.functional.cross_entropy(model(x), y)  # not with casts from before the cut
+    loss.backward()
+    assert seen == [(6, 8, 1, 1)] * 2 + [(4, 5, 1, 1)] * 2
+    optimizer.step()
+
+
 def test_averages_and_tables_are_cut_alike():
     model, _ = trained()
     twin = AveragedModel(copy.deepcopy(model), use_buffers=True)

@@ -21,7 +21,7 @@ def _last(p: Propagation, node: object, back: int = 1) -> IntArray | None:
 
 @rule("linear")
 def linear(p: Propagation, node: fx.Node) -> Axes:
-    """x (..., i), w (o, i), b (o): i meets i, o is new."""
+    """X (..., i), w (o, i), b (o): i meets i, o is new."""
     given = p.arguments(node)
     x, w, b = given["input"], given["weight"], given["bias"]
     rank = len(shape(x))
@@ -38,14 +38,14 @@ def linear(p: Propagation, node: fx.Node) -> Axes:
 
 @rule("matmul", "mm", "bmm", "mv", "dot")
 def matmul(p: Propagation, node: fx.Node) -> Axes:
-    """a (..., i, j) times b (..., j, k): j meets j, the leading axes meet as in an element-wise operator."""
+    """A (..., i, j) times b (..., j, k): j meets j, the leading axes meet as in an element-wise operator."""
     given = list(p.arguments(node).values())
     return _product(p, given[0], given[1], shape(node))
 
 
 @rule("addmm", "baddbmm", "addbmm", "addmv")
 def addmm(p: Propagation, node: fx.Node) -> Axes:
-    """bias + a times b."""
+    """Bias + a times b."""
     given = list(p.arguments(node).values())
     found = _product(p, given[1], given[2], shape(node))
     return _meet_aligned(p, [(found, shape(node)), (p.of(given[0]), shape(given[0]))], shape(node))
@@ -133,7 +133,7 @@ TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 @rule(*CONVOLUTIONS, *TRANSPOSED, "convolution", "_convolution")
 def convolution(p: Propagation, node: fx.Node) -> Axes:
-    """x (b, c, ...), w (o, c / groups, ...): channels meet; groups factor both sides into (group, column)."""
+    """X (b, c, ...), w (o, c / groups, ...): channels meet; groups factor both sides into (group, column)."""
     given = p.arguments(node)
     x = given["input"]
     w, b, groups = given["weight"], given["bias"], int(given["groups"])
@@ -203,7 +203,7 @@ def _pair(p: Propagation, rows: IntArray, columns: IntArray | None, width: int) 
 
 @rule("scaled_dot_product_attention")
 def attention(p: Propagation, node: fx.Node) -> Axes:
-    """q (..., h, l, e), k (..., h, s, e), v (..., h, s, f): heads meet, e meets e; f is free.
+    """Q (..., h, l, e), k (..., h, s, e), v (..., h, s, f): heads meet, e meets e; f is free.
 
     Without an explicit scale the operator divides by sqrt(e): e stays then, since a cut would change the constant.
     """
@@ -250,7 +250,7 @@ def attention(p: Propagation, node: fx.Node) -> Axes:
 
 @rule("bilinear")
 def bilinear(p: Propagation, node: fx.Node) -> Axes:
-    """a (..., i), b (..., j), w (o, i, j)."""
+    """A (..., i), b (..., j), w (o, i, j)."""
     given = p.arguments(node)
     a, b, w, bias = given["input1"], given["input2"], given["weight"], given["bias"]
     p.meet(_last(p, a), p.on(w, 1), CONTRACTED)

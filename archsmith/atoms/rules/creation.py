@@ -7,7 +7,6 @@ from torch import fx
 from archsmith.atoms.propagate import Axes, Propagation, shape
 from archsmith.atoms.rules.table import rule
 
-
 UNIFORM = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor"})
 
 

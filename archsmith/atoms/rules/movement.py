@@ -81,15 +81,16 @@ def apply_to(node: fx.Node, replaced: dict[fx.Node, Tensor]) -> Any:
             return [value(item) for item in argument]
         return argument
 
-    assert callable(node.target)
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
     given = {name: value(argument) for name, argument in arguments(node).items()}
     if packet_name(node) in ("constant_pad_nd", "pad") and given.get("value") is not None:
         given["value"] = 0
-    names = [argument.name for argument in node.target._schema.arguments if not argument.kwarg_only]
+    names = [argument.name for argument in target._schema.arguments if not argument.kwarg_only]
     keywords = {k: v for k, v in given.items() if k not in names}
     positional = [given[name] for name in names]
     try:
-        return node.target(*positional, **keywords)
+        return target(*positional, **keywords)
     except (RuntimeError, NotImplementedError):
         # Not every operator has a kernel for integers; doubles hold them exactly below 2**53.
         def as_double(x: Any) -> Any:
@@ -97,7 +98,7 @@ def apply_to(node: fx.Node, replaced: dict[fx.Node, Tensor]) -> Any:
                 return x.double()
             return [as_double(item) for item in x] if isinstance(x, list) else x
 
-        result = node.target(*[as_double(x) for x in positional], **keywords)
+        result = target(*[as_double(x) for x in positional], **keywords)
         return [r.long() for r in result] if isinstance(result, list | tuple) else result.long()
 
 
@@ -141,9 +142,10 @@ def view(p: Propagation, node: fx.Node) -> Axes:
             inner = field_of(axes[axis], axis - first, before[first:last])
             found = p.spread(inner.reshape(after[to_first:to_last]))
             results.append({to_first + at: labels for at, labels in found.items()})
-            if len(found) > 1:
-                _note_literals(p, node, results[-1])
-    return p.merged(results)
+    merged = p.merged(results)
+    if len(after) > len(before):
+        _note_literals(p, node, merged)
+    return merged
 
 
 def _note_literals(p: Propagation, node: fx.Node, found: Axes) -> None:

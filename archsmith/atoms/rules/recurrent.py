@@ -14,7 +14,7 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 @rule(*GATES)
 def recurrent(p: Propagation, node: fx.Node) -> list[Axes]:
-    """x (.., i); per layer and direction w_ih (gates * h, i), w_hh (gates * h, h) and biases.
+    """X (.., i); per layer and direction w_ih (gates * h, i), w_hh (gates * h, h) and biases.
 
     The hidden units of all layers and directions are one width of the module, so unit j is removed from all of them.
     """
