@@ -160,7 +160,7 @@ def shrink(
     model: str,
     task: str | Task = "digits",
     *,
-    budget: str,
+    budget: str | None = None,
     out: str | Path,
     method: str = "shrink",
     score: str | None = None,
@@ -179,7 +179,8 @@ def shrink(
     Args:
         model: "module:factory", called without arguments; the network takes the task's images and gives its logits.
         task: Name of a task, or a ``Task`` of your own, as in ``search``.
-        budget: For example "macs<=0.5x, latency<=4ms"; ``x`` is relative to the network as the factory makes it.
+        budget: For example "macs<=0.5x, latency<=4ms"; ``x`` is relative to the network as the factory makes it. None:
+            only what the penalty closes goes (with the method "figs", or the schedule "dead").
         out: Folder of the run.
         method: "shrink" for a score and a schedule, or the slug of a published system of kind "shrink".
         score: Which units go first, see ``archsmith.Shrinker``; for the method "shrink".
@@ -222,7 +223,7 @@ def shrink(
             "task": section,
             "task_digest": opened.digest,
             "family": family,
-            "budget": str(Budget.parse(budget)),
+            "budget": None if budget is None else str(Budget.parse(budget)),
             "seed": seed,
             "settings": chosen,
             "runtime": {

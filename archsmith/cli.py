@@ -132,7 +132,9 @@ def search(
 @app.command()
 def shrink(
     model: Annotated[str, typer.Argument(help="module:factory that returns the network; its code is executed.")],
-    budget: Annotated[str, typer.Option(help='Limits, for example "macs<=0.5x, latency<=4ms"; x = of the network.')],
+    budget: Annotated[
+        str | None, typer.Option(help='Limits, for example "macs<=0.5x, latency<=4ms"; x = of the network.')
+    ] = None,
     task: Annotated[str, typer.Option(help="Name of a task; see archsmith tasks.")] = "digits",
     data: Annotated[Path | None, typer.Option(help="File or folder that the task reads.")] = None,
     method: Annotated[str, typer.Option(help="shrink, or a published system of kind shrink (figs).")] = "shrink",

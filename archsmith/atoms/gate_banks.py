@@ -110,6 +110,7 @@ class LogisticGates:
         }
         self.steps = 0
         self._noise: dict[str, Tensor] = {}
+        self._put_away: dict[int, Tensor] = {}
         self._hooks = SiteHooks(model, self._sites, self._multiplier)
         self.sample()
 
@@ -235,13 +236,18 @@ class LogisticGates:
         names = set(self.layers)
         self.layers = _layers(self._model, [group for group in groups if group.name in names])
         for gate in self._gates():
-            gate.noise = draw_noise(gate.logits.shape, self._generator).to(gate.logits.device)
+            noise = self._put_away.pop(id(gate), gate.noise)
+            if noise is None or noise.shape != gate.logits.shape:
+                noise = draw_noise(gate.logits.shape, self._generator).to(gate.logits.device)
+            gate.noise = noise
         self._hooks = SiteHooks(self._model, self._sites, self._multiplier)
 
     def remove(self) -> None:
-        """Take the hooks off, gates included."""
+        """Take the hooks off, gates included; ``follow`` goes on."""
         self._hooks.remove()
         for gate in self._gates():
+            if gate.noise is not None:
+                self._put_away[id(gate)] = gate.noise
             gate.noise = None
 
 

@@ -26,14 +26,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from archsmith.atoms.declared import DeclaredAtoms, UnitSource, copy_without
-from archsmith.atoms.fingerprint import fingerprint, first_names, shapes_of, unwrap
+from archsmith.atoms.absorb import Absorber
+from archsmith.atoms.declared import UnitSource, copy_without
+from archsmith.atoms.fingerprint import fingerprint, first_names, unwrap
 from archsmith.atoms.gate_banks import LogisticGates, MagnitudeGates
-from archsmith.atoms.gate_cost import GateCost, Resource
+from archsmith.atoms.gate_cost import Resource
 from archsmith.atoms.gates import GateOptions
-from archsmith.atoms.groups import tensors_of
 from archsmith.atoms.plan import CutRefused
+from archsmith.atoms.shrink_penalty import Gating, UnitPenalty
+from archsmith.atoms.shrink_setup import (
+    all_shapes,
+    checked_optimizers,
+    found_anew,
+    rng_state,
+    set_rng_state,
+    translated,
+)
 from archsmith.atoms.transaction import apply_
 from archsmith.atoms.unit_budget import CutSchedule, Order, Removed, UnitPlan, plan_units
 from archsmith.atoms.unit_costs import UnitCosts
@@ -45,11 +55,10 @@ from archsmith.atoms.unit_scores import (
     TaylorScores,
     normalised,
     random_scores,
-    scale_places,
     scale_scores,
     weight_scores,
 )
-from archsmith.atoms.units import IntArray, UnitGroup
+from archsmith.atoms.units import Cut, UnitGroup
 from archsmith.atoms.wrappers import rewrap as renewed
 from archsmith.core.errors import ArchsmithError, Shown, UserError
 from archsmith.cost import measure_latency
@@ -61,6 +70,8 @@ FORMAT_VERSION = 1
 
 DEFAULT_RHO = 1e-4
 """Default penalty of ``score="scale"``, that of AtomNAS."""
+
+_GATING: dict[str, Gating] = {"scale": "magnitude", "figs": "logistic"}
 
 _NORMALISATION: dict[str, Normalisation] = {
     "scale": "none",
@@ -93,7 +104,8 @@ class Shrinker:
     """Cuts a model down to a budget while the user's own loop trains it.
 
     Args:
-        atoms: The units: what ``archsmith.atoms.find`` returned, or ``DeclaredAtoms``.
+        atoms: The units: what ``archsmith.atoms.find`` returned, or ``DeclaredAtoms``. With example inputs that vary
+            (real or random ones, no zeros), what dead units still say is moved into the biases behind them.
         optimizer: What trains the model, or several of them. It is cut along; learning rates are read from it.
         budget: Limits on macs, params and latency ("macs<=0.5x, latency<=4ms"; x = of the model as given), or None:
             then only dead units are cut.
@@ -120,7 +132,7 @@ class Shrinker:
         limits: Absolute limits of the budget.
         start: Costs at the beginning.
         ungated: Why some groups are never cut under this score, by name.
-        bank: The gates, or None where every unit has a scale or the score needs none.
+        penalties: What pushes units towards zero, with the gates.
 
     Raises:
         UserError: There are no units, the optimiser does not train them, or the budget cannot be reached, is kept
@@ -153,7 +165,7 @@ class Shrinker:
             raise UserError("penalty", penalty, allowed="a number from 0")
         self.model = unwrap(atoms.model)
         self.groups: list[UnitGroup] = list(atoms.groups)
-        self.optimizers = _optimizers(optimizer, self.model, self.groups)
+        self.optimizers = checked_optimizers(optimizer, self.model, self.groups)
         self.schedule = schedule or CutSchedule()
         self.score: ScoreKind = score
         self.steps = 0
@@ -182,21 +194,23 @@ class Shrinker:
         self._table = LatencyTable(lambda removed: copy_without(self._atoms, removed), measure or self._default_measure)
         self.limits = self._resolved(budget)
 
-        self.bank: MagnitudeGates | LogisticGates | None = None
-        self._gate_cost: GateCost | None = None
-        self._penalty = penalty if penalty is not None else {"scale": DEFAULT_RHO, "figs": 1.0}.get(score, 0.0)
-        self._make_gates(gates, resource)
+        defaults = {"scale": DEFAULT_RHO, "figs": 1.0}
+        self.penalties = UnitPenalty(
+            self.model,
+            self.groups,
+            self.costs,
+            self.optimizers,
+            gating=_GATING.get(score, "none"),
+            strength=defaults.get(score, 0.0) if penalty is None else penalty,
+            rate=gate_lr,
+            options=gates,
+            resource=resource,
+            seed=seed,
+        )
+        self.ungated = self.penalties.refused
         self._check_feasible()
-        self._gate_lr = gate_lr if gate_lr is not None or score != "figs" else 0.05
-        self._gate_optimizer = self._new_gate_optimizer()
         self._rng = np.random.default_rng(seed)
         self._taylor = TaylorScores() if score == "taylor" else None
-        mean = self.costs.polynomials["macs"]
-        per_unit = self.costs.compile(mean).gradient(np.array(self.costs.sizes, dtype=np.float64))
-        average = float((per_unit * np.array(self.costs.sizes)).sum() / max(1, sum(self.costs.sizes)))
-        self._charge = {
-            name: float(c) / average if average else 1.0 for name, c in zip(self.costs.names, per_unit, strict=True)
-        }
         self._handles = [self.optimizers[0].register_step_pre_hook(self._before_optimizer)]
         self._handles.append(self.optimizers[0].register_step_post_hook(self._after_optimizer))
 
@@ -228,41 +242,10 @@ class Shrinker:
     def _default_measure(self, network: nn.Module) -> float:
         return measure_latency(network.eval(), self._atoms.example_inputs).median_ms
 
-    def _make_gates(self, options: GateOptions | None, resource: Resource) -> None:
-        """Put gates where the score needs them, and note which groups cannot have any."""
-        if self.score == "figs":
-            generator = torch.Generator().manual_seed(self._seed)
-            options = options or GateOptions(tau=0.1)
-            self.bank = LogisticGates(self.model, self._alive_groups(), options=options, generator=generator)
-            self._gate_cost = GateCost(self.costs, resource)
-        elif self.score == "scale":
-            places = scale_places(self.model, self.groups)
-            bare = [group for group in self._alive_groups() if not places[group.name]]
-            if bare:
-                self.bank = MagnitudeGates(self.model, bare)
-        if self.bank is not None:
-            self.ungated = dict(self.bank.refused)
-
-    def _alive_groups(self) -> list[UnitGroup]:
-        return [group for group in self.groups if not group.frozen]
-
-    def _new_gate_optimizer(self) -> torch.optim.Optimizer | None:
-        if self.bank is None or not self.bank.parameters():
-            return None
-        rate = self._gate_lr if self._gate_lr is not None else float(self.optimizers[0].param_groups[0]["lr"])
-        adaptive = self.score == "figs" or not isinstance(self.optimizers[0], torch.optim.SGD)
-        parameters = self.bank.parameters()
-        in_model = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        own = [p for p in parameters if id(p) not in in_model]  # gate layers of the user's model may be trained there
-        if not own:
-            return None
-        if adaptive:
-            return torch.optim.Adam(own, lr=rate, weight_decay=0.0)
-        return torch.optim.SGD(own, lr=rate, momentum=float(self.optimizers[0].param_groups[0]["momentum"]))
-
     # ------------------------------------------------------------------ the loop
 
     def _before_optimizer(self, *_: Any) -> None:
+        self.penalties.before_optimizer()
         if self._taylor is not None:
             self._taylor.observe(self.model, self.groups)
 
@@ -287,11 +270,10 @@ class Shrinker:
             return False
         self._stepped = False
         self.steps += 1
-        self._train_gates(grad_scale)
-        self._proximal_step()
+        self.penalties.after_optimizer(grad_scale)
         cut = self._cut_when_due()
-        if isinstance(self.bank, LogisticGates) and not self._finished:
-            self.bank.sample()
+        if not self._finished:
+            self.penalties.sample()
         return cut
 
     def finish(self) -> bool:
@@ -315,13 +297,12 @@ class Shrinker:
 
     def penalty(self) -> float:
         """Return the present penalty term, for logging: ``rho * sum c_i |g_i|``, or ``lambda * reg`` of the gates."""
-        if isinstance(self.bank, LogisticGates):
-            with torch.no_grad():
-                return float(self._regulariser())
-        total = 0.0
-        for name, magnitude in self._magnitudes().items():
-            total += self._charge[name] * float(magnitude.sum())
-        return self._penalty * total
+        return self.penalties.value()
+
+    @property
+    def bank(self) -> MagnitudeGates | LogisticGates | None:
+        """The gates, or None where every unit has a scale or the score needs none."""
+        return self.penalties.bank
 
     @property
     def has_scores(self) -> bool:
@@ -331,81 +312,6 @@ class Shrinker:
     def cost(self) -> dict[str, int]:
         """Return the present "macs" and "params"."""
         return self.costs.of({group.name: group.size for group in self.groups})
-
-    # ------------------------------------------------------------------ penalties
-
-    def _rate(self, parameter: Tensor) -> float:
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                if any(p is parameter for p in group["params"]):
-                    return float(group["lr"])
-        return float(self.optimizers[0].param_groups[0]["lr"])
-
-    def _scale_parameters(self) -> list[tuple[str, Tensor, Tensor]]:
-        """Return group, scale vector and positions for all normalisation scales of groups without gates."""
-        tensors = tensors_of(self.model)
-        found = []
-        gated = set(self.bank.values) if isinstance(self.bank, MagnitudeGates) else set()
-        for name, places in scale_places(self.model, self.groups).items():
-            for place in places if name not in gated else ():
-                index = torch.from_numpy(place.index.reshape(-1).copy())
-                found.append((name, tensors[place.tensor], index.to(tensors[place.tensor].device)))
-        return found
-
-    def _magnitudes(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for name, scale, index in self._scale_parameters():
-            found[name] = found.get(name, torch.zeros(())) + scale.detach()[index].abs().sum().cpu()
-        if isinstance(self.bank, MagnitudeGates):
-            found.update({name: value.detach().abs().cpu() for name, value in self.bank.values.items()})
-        return found
-
-    @torch.no_grad()
-    def _proximal_step(self) -> None:
-        """Shrink scales and gates by ``lr * rho * c_i`` towards zero, stopping there."""
-        if self.score != "scale" or not self._penalty:
-            return
-        for name, scale, index in self._scale_parameters():
-            step = self._rate(scale) * self._penalty * self._charge[name]
-            values = scale[index]
-            scale[index] = torch.sign(values) * (values.abs() - step).clamp_min_(0.0)
-        if isinstance(self.bank, MagnitudeGates):
-            for name, gate in self.bank.values.items():
-                step = self._current_gate_rate() * self._penalty * self._charge[name]
-                gate.copy_(torch.sign(gate) * (gate.abs() - step).clamp_min_(0.0))
-
-    def _current_gate_rate(self) -> float:
-        return self._gate_lr if self._gate_lr is not None else float(self.optimizers[0].param_groups[0]["lr"])
-
-    def _regulariser(self) -> Tensor:
-        """Return ``lambda * sum of reg(v)``, lambda in units of one over the initial cost."""
-        assert isinstance(self.bank, LogisticGates) and self._gate_cost is not None
-        names = self.bank.names
-        vectors = {name: self.bank.regularisation(name) for name in names}
-        alive: dict[str, int | Tensor] = {g.name: g.size for g in self.groups}
-        alive.update({name: self.bank.alive(name) for name in names})
-        scale = self._penalty / self._gate_cost.value({})
-        return scale * self._gate_cost.regulariser(vectors, alive)
-
-    def _train_gates(self, grad_scale: float) -> None:
-        if self.bank is None:
-            return
-        parameters = self.bank.parameters()
-        for parameter in parameters:
-            if parameter.grad is not None and grad_scale != 1.0:
-                parameter.grad.div_(grad_scale)
-        if dist.is_available() and dist.is_initialized():  # DDP knows nothing of gates outside the model
-            for parameter in parameters:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                dist.all_reduce(gradient)
-                parameter.grad = gradient.div_(dist.get_world_size())
-        if isinstance(self.bank, LogisticGates) and self._penalty:
-            self._regulariser().backward()
-        if self._gate_optimizer is not None:
-            for group in self._gate_optimizer.param_groups:
-                group["lr"] = self._current_gate_rate()
-            self._gate_optimizer.step()
-            self._gate_optimizer.zero_grad(set_to_none=True)
 
     # ------------------------------------------------------------------ cuts
 
@@ -482,11 +388,9 @@ class Shrinker:
     def _decision(
         self, limits: Mapping[str, float], dead: Mapping[str, Sequence[int]], trigger: bool
     ) -> tuple[Removed, Mapping[str, float]]:
-        bank = self.bank
-        if bank is not None:
-            bank.remove()  # copies that are measured or checked must not carry hooks
         refused: dict[str, str] = {}
         scores = normalised(self.scores(), self._normalise)
+        self.penalties.suspend()  # copies that are measured or checked must not carry hooks
         try:
             while True:
                 plan = self._plan(scores, limits, dead, refused)
@@ -494,7 +398,7 @@ class Shrinker:
                     return {}, self.cost()
                 try:
                     if plan.removed:
-                        self._atoms.plan(self._translated(plan.removed))
+                        self._atoms.plan(translated(plan.removed, self.groups, self._atoms))
                 except CutRefused as error:
                     # Plan without it this time; another cut may find it possible.
                     closed = error.group if error.group in plan.removed else next(iter(plan.removed))
@@ -502,8 +406,7 @@ class Shrinker:
                     continue
                 return plan.removed, plan.costs
         finally:
-            if bank is not None:
-                bank.follow(self.groups, {g.name: np.arange(g.size) for g in self.groups})
+            self.penalties.resume()
 
     def _plan(
         self,
@@ -531,26 +434,27 @@ class Shrinker:
         removed, costs = decision
         if not removed:
             return False
-        bank = self.bank
-        if bank is not None:
-            bank.remove()
-        if isinstance(bank, MagnitudeGates):
-            bank.fold_()
-        shapes, ties = shapes_of_all(self.model), first_names(self.model)
-        cut = self._atoms.plan(self._translated(removed))
+        self.penalties.suspend()
+        self.penalties.fold_()
+        shapes, ties = all_shapes(self.model), first_names(self.model)
+        cut = self._atoms.plan(translated(removed, self.groups, self._atoms))
         own = dataclasses.replace(cut, removed=removed)
-        apply_(self.model, cut, optimizers=self.optimizers, averages=self._averages, tables=self._tables)
+        apply_(
+            self.model,
+            cut,
+            optimizers=self.optimizers,
+            averages=self._averages,
+            tables=self._tables,
+            absorb=self._absorber(cut),
+        )
         kept = kept_units(self.groups, own)
         self.groups = groups_after(self.groups, own, shapes, ties)
         self._origin = {name: self._origin[name][units] for name, units in kept.items()}
-        self._atoms = _refreshed(self._atoms, self.groups)
+        self._atoms = found_anew(self._atoms, self.groups)
         if self._taylor is not None:
             self._taylor.keep(kept)
-        if bank is not None:
-            old = {id(p): len(p) for p in bank.parameters()}
-            bank.follow(self.groups, kept)
-            self._cut_gate_state(bank, kept, old)
         self._check_counts()
+        self.penalties.follow(self.groups, kept)
         event = CutEvent(
             self.steps,
             {name: len(units) for name, units in removed.items()},
@@ -562,56 +466,29 @@ class Shrinker:
             self._on_cut(event)
         return True
 
-    def _cut_gate_state(
-        self, bank: MagnitudeGates | LogisticGates, kept: Mapping[str, IntArray], old: Mapping[int, int]
-    ) -> None:
-        if self._gate_optimizer is None:
-            return
-        named = bank.values if isinstance(bank, MagnitudeGates) else bank.logits
-        for name, parameter in named.items():
-            state: dict[str, Any] = self._gate_optimizer.state.get(parameter, {})
-            index = torch.from_numpy(kept[name])
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.dim() == 1 and len(value) == old[id(parameter)]:
-                    state[key] = value[index.to(value.device)]
+    def _absorber(self, cut: Cut) -> Absorber | None:
+        """Return what moves the constants of dead units to the layers behind them; None where no unit can be dead.
+
+        A unit is known to be constant by its activations on the example inputs, which must vary for that: on zeros
+        everything looks constant.
+        """
+        varied = any(
+            isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() > 1 and bool(leaf.std() > 0)
+            for leaf in tree_leaves(self._atoms.example_inputs)
+        )
+        if self.score != "scale" or not varied:
+            return None
+        return Absorber(self.model, cut, self._atoms.example_inputs, self._atoms.forward)
 
     def _check_counts(self) -> None:
         """Insist that the network costs exactly what the plan said."""
-        bank = self.bank
-        if bank is not None:
-            bank.remove()
         found, expected = self.costs.recount(self.model), self.cost()
-        if bank is not None:
-            bank.follow(self.groups, {g.name: np.arange(g.size) for g in self.groups})
         if found != expected:
             raise ArchsmithError(f"after a cut the network costs {found}, planned were {expected}.")
 
-    def _translated(self, removed: Removed) -> dict[str, list[int]]:
-        """Return ``removed`` in the names and positions of the present source of units."""
-        if (
-            isinstance(self._atoms, DeclaredAtoms)
-            or tuple(self._atoms.groups) == tuple(self.groups)  # the very groups: nothing was found anew
-        ):
-            return {name: units.tolist() for name, units in removed.items()}
-        where = {}
-        for group in self._atoms.groups:
-            for place in group.places:
-                for unit, row in enumerate(place.index):
-                    where[place.tensor, place.axes, tuple(row.tolist())] = (group.name, unit)
-        found: dict[str, list[int]] = {}
-        by_name = {group.name: group for group in self.groups}
-        for name, units in removed.items():
-            place = by_name[name].places[0]
-            for unit in units.tolist():
-                their_name, their_unit = where[place.tensor, place.axes, tuple(place.index[unit].tolist())]
-                found.setdefault(their_name, []).append(their_unit)
-        return found
-
     def _let_go(self) -> None:
         """Fold the gates, take all hooks off: from here on the model is the user's alone."""
-        if self.bank is not None:
-            self.bank.fold_()
-            self.bank.remove()
+        self.penalties.let_go()
         for handle in self._handles:
             handle.remove()
         self._finished = True
@@ -623,14 +500,6 @@ class Shrinker:
 
         Tensors, numbers, texts and lists only, so that torch reads it back with ``weights_only=True``.
         """
-        gates = {}
-        generator = None
-        noise: dict[str, Tensor] = {}
-        if isinstance(self.bank, LogisticGates):
-            gates = {name: value.detach().clone() for name, value in self.bank.logits.items()}
-            generator, noise = self.bank.state()
-        elif self.bank is not None:
-            gates = {name: value.detach().clone() for name, value in self.bank.values.items()}
         return {
             "format_version": FORMAT_VERSION,
             "fingerprint": self._fingerprint,
@@ -640,18 +509,14 @@ class Shrinker:
             "finished": self._finished,
             "origin": {name: units.tolist() for name, units in self._origin.items()},
             "history": [dataclasses.asdict(event) for event in self.history],
-            "gates": gates,
-            "gate_optimizer": self._gate_optimizer.state_dict() if self._gate_optimizer is not None else None,
-            "generator": generator,
-            "noise": noise,
-            "bank_steps": self.bank.steps if isinstance(self.bank, LogisticGates) else 0,
+            "penalties": self.penalties.state(),
             "taylor": None
             if self._taylor is None
             else {
                 "steps": self._taylor.steps,
                 "sums": {k: torch.from_numpy(v.copy()) for k, v in self._taylor.sums.items()},
             },
-            "rng": _rng_state(self._rng),
+            "rng": rng_state(self._rng),
             "latency": dict(self._table.measured),
             "refused": dict(self._refused),
         }
@@ -693,78 +558,13 @@ class Shrinker:
         self.steps = int(state["steps"])
         self._refused = dict(state["refused"])
         self._table.measured.update(state["latency"])
-        _set_rng_state(self._rng, state["rng"])
+        set_rng_state(self._rng, state["rng"])
         if self._taylor is not None and state["taylor"] is not None:
             self._taylor.steps = int(state["taylor"]["steps"])
             self._taylor.sums = {name: value.numpy().copy() for name, value in state["taylor"]["sums"].items()}
-        named = {}
-        if isinstance(self.bank, LogisticGates):
-            named = self.bank.logits
-            self.bank.load(state["generator"], state["noise"], int(state["bank_steps"]))
-        elif self.bank is not None:
-            named = self.bank.values
-        with torch.no_grad():
-            for name, value in state["gates"].items():
-                named[name].copy_(value)
-        if self._gate_optimizer is not None and state["gate_optimizer"] is not None:
-            self._gate_optimizer.load_state_dict(state["gate_optimizer"])
+        self.penalties.load(state["penalties"])
         if state["finished"]:
-            if self.bank is not None:
-                self.bank.remove()
+            self.penalties.suspend()
             for handle in self._handles:
                 handle.remove()
             self._finished = True
-
-
-def shapes_of_all(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter and buffer, those that are not saved included."""
-    return {**{name: tuple(t.shape) for name, t in tensors_of(model).items()}, **shapes_of(model)}
-
-
-def _optimizers(
-    given: torch.optim.Optimizer | Iterable[torch.optim.Optimizer], model: nn.Module, groups: Sequence[UnitGroup]
-) -> list[torch.optim.Optimizer]:
-    """Return the optimisers after checking that they train what would be cut."""
-    if not groups or all(group.frozen for group in groups):
-        raise UserError(
-            "atoms",
-            Shown(f"{len(groups)} groups, none of which may be cut"),
-            allowed="a model with removable units",
-            hint="atoms.explain() says what is pinned, and by which operator.",
-        )
-    found = [given] if isinstance(given, torch.optim.Optimizer) else list(given)
-    if not found or not all(isinstance(each, torch.optim.Optimizer) for each in found):
-        raise UserError("optimizer", given, allowed="a torch.optim.Optimizer, or several")
-    held = {id(p) for optimizer in found for group in optimizer.param_groups for p in group["params"]}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    touched = {place.tensor for group in groups if not group.frozen for place in group.places}
-    trained = [name for name in touched if name in parameters and parameters[name].requires_grad]
-    if trained and not any(id(parameters[name]) in held for name in trained):
-        raise UserError(
-            "optimizer",
-            Shown("one that holds none of the parameters that would be cut"),
-            allowed="the optimiser of this very model",
-            hint=f"It must be built on model.parameters() of the same object, '{sorted(trained)[0]}' for instance.",
-        )
-    return found
-
-
-def _refreshed(atoms: UnitSource, groups: Sequence[UnitGroup]) -> UnitSource:
-    """Return a source of units for the network after a cut."""
-    if isinstance(atoms, DeclaredAtoms):
-        return dataclasses.replace(atoms, groups=groups)
-    from archsmith.atoms.find import find
-
-    again: UnitSource = find(atoms.model, atoms.example_inputs, forward=atoms.forward)
-    return again
-
-
-def _rng_state(rng: np.random.Generator) -> dict[str, Any]:
-    state = rng.bit_generator.state
-    return {"name": state["bit_generator"], **{k: str(v) for k, v in state["state"].items()}}
-
-
-def _set_rng_state(rng: np.random.Generator, saved: Mapping[str, Any]) -> None:
-    state: Any = rng.bit_generator.state
-    state["state"] = {key: int(value) for key, value in saved.items() if key != "name"}
-    rng.bit_generator.state = state

@@ -113,7 +113,9 @@ class OwnCosts:
     ) -> None:
         self._journal = journal
         self._constraints = dict(constraints)
-        self.example = torch.zeros(2, *task.input_shape)
+        # Varied inputs, so that a unit that is constant on them is constant.
+        generator = torch.Generator().manual_seed(0)
+        self.example = torch.randn(2, *task.input_shape, generator=generator)
         self.image = task.input_shape
         self.atoms = self.find(network)
         names = [limit.cost for limit in budget.limits] if budget else []

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hand_units import IMAGE, Branches, attention, awaken, batch, branches
+from torch import nn
+from two_processes import outcomes
 
 from archsmith.atoms.declared import DeclaredAtoms
 from archsmith.atoms.find import find
@@ -337,7 +339,7 @@ def test_figs_in_the_loop_closes_gates_of_what_is_charged():
 def test_a_penalty_for_logging():
     atoms = branches()
     shrink = Shrinker(atoms, sgd(atoms.model), "macs<=0.5x", penalty=0.5)
-    assert shrink.penalty() == pytest.approx(0.5 * (26 + 8 * shrink._charge["c1"]), rel=1e-6)  # n1 and n2
+    assert shrink.penalty() == pytest.approx(0.5 * (26 + 8 * shrink.penalties.charge["c1"]), rel=1e-6)  # n1 and n2
     assert isinstance(shrink.cost()["macs"], int)
     assert shrink.scores()["c2"].tolist() == [1.0] * 12
 
@@ -363,3 +365,54 @@ def test_a_group_that_the_plan_refuses_is_left_whole():
         Shrinker(
             Reluctant(again.model, again.example_inputs, again.groups), sgd(again.model), "macs<=0.2x", score="l2"
         ).finish()
+
+
+def test_constants_of_dead_units_are_absorbed():
+    """A dead unit whose shift is positive speaks a constant; without padding it is moved exactly."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 3), nn.Flatten(), nn.Linear(80, 10))
+    model = nn.Sequential(*layers)
+    awaken(model).eval()
+    with torch.no_grad():
+        model[1].weight[[2, 6]] = 0.0
+        model[1].bias[[2, 6]] = 1.0
+    x = torch.randn(IMAGE)
+    before = model(x)
+    schedule = CutSchedule(kind="dead", begin=0, end=10)
+    shrink = Shrinker(find(model, torch.randn(IMAGE)), sgd(model), score="scale", schedule=schedule, penalty=0.0)
+    assert shrink.finish()
+    assert model[0].weight.shape[0] == 6
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+
+
+def in_two_processes(workers):
+    """Train under DDP with cuts; return the record of the cuts and the weights."""
+    results = []
+    for score in ("figs", "random", "taylor"):
+        atoms = branches()
+        optimizer = torch.optim.SGD(atoms.model.parameters(), lr=0.05, momentum=0.9)
+        gates = GateOptions(tau=1.0) if score == "figs" else None
+        seed = workers.rank if score == "random" else 0  # ranks that would decide differently
+        shrink = Shrinker(atoms, optimizer, "macs<=0.5x", score=score, schedule=QUICK, gates=gates, seed=seed)
+        model = nn.parallel.DistributedDataParallel(atoms.model)
+        for number in range(7):
+            x, y = batch(10 * number + workers.rank)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if shrink.step():
+                model = shrink.rewrap(model)
+        macs = count(atoms.model, torch.zeros(IMAGE)).macs
+        origin = {name: units.tolist() for name, units in shrink._origin.items()}
+        weights = {name: tensor.tolist() for name, tensor in atoms.model.named_parameters()}
+        results.append((origin, weights, macs <= shrink.limits["macs"], len(shrink.history)))
+    return results
+
+
+def test_all_ranks_make_the_same_cuts_under_ddp():
+    (one, error), (two, other) = outcomes(in_two_processes)
+    assert error is None and other is None, (error, other)
+    for (origin, weights, within, cuts), (origin2, weights2, _, _) in zip(one, two, strict=True):
+        assert within and cuts >= 1
+        assert origin == origin2
+        assert weights == weights2

@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hand_units import IMAGE, Branches, along, awaken, batch, branches
-from users_networks import digits_net
 from torch import nn
+from users_networks import digits_net
 
 from archsmith.atoms.declared import DeclaredAtoms
 from archsmith.atoms.find import find
 from archsmith.atoms.gates import GateOptions, LogisticGate
+from archsmith.atoms.shrinker import Shrinker
 from archsmith.atoms.units import UnitGroup
 from archsmith.core.errors import UserError
 from archsmith.cost import count
@@ -130,7 +131,7 @@ class Residual(nn.Module):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
         self.inner, self.norm2 = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
-        options = GateOptions(keep_first=False, soft_inference=False)
+        options = GateOptions(tau=1.0, keep_first=False, soft_inference=False)
         self.gate1 = LogisticGate(6, options=options) if gated else nn.Identity()
         self.gate2 = LogisticGate(6, options=options) if gated else nn.Identity()
         self.head = nn.Linear(6, 10)
@@ -257,3 +258,23 @@ def test_stronger_penalties_leave_smaller_networks():
             figures = searcher.advance(Silent())
         left.append(figures["macs_fraction"])
     assert left[0] > left[1] > left[2]
+
+
+@pytest.mark.parametrize("zero_first", [True, False])
+def test_gate_layers_are_charged_wherever_gradients_are_cleared(zero_first):
+    """Layers of the model are trained by the user's optimiser: their charge must be there before it steps."""
+    model = Residual()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    seen = []
+    atoms = DeclaredAtoms(model, torch.zeros(IMAGE), [residual_group()])
+    shrink = Shrinker(atoms, optimizer, score="figs", penalty=100.0)
+    optimizer.register_step_pre_hook(lambda *_: seen.append(model.gate1.logits.grad.clone()))
+    for number in range(3):
+        if zero_first:
+            optimizer.zero_grad()
+        F.cross_entropy(model(batch(number)[0]), batch(number)[1]).backward()
+        optimizer.step()
+        if not zero_first:
+            optimizer.zero_grad()
+        shrink.step()
+    assert all((gradient > 1e-3).any() for gradient in seen)
