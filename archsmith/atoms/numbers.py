@@ -126,7 +126,7 @@ def _gaps(
         return Gaps(outputs, 0.0, "")
     ours = _gradients(found, [mine[name] for name in leaves], seed)
     theirs = _gradients(expected, list(leaves.values()), seed)
-    largest = max((float(g.abs().max()) for g in theirs if g is not None and g.numel()), default=0.0)
+    largest = max((_largest(g) for g in theirs if g is not None and g.numel()), default=0.0)
     worst, where = 0.0, ""
     for name, a, b in zip(leaves, ours, theirs, strict=True):
         if b is not None and name in cut.tensors:
