@@ -11,11 +11,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    **dict.fromkeys(("Outcome", "report", "resume", "search", "search_file", "verify"), "archsmith.api"),
+    **dict.fromkeys(("Outcome", "report", "resume", "search", "search_file", "shrink", "verify"), "archsmith.api"),
     **dict.fromkeys(
         ("Architecture", "Budget", "Objective", "ProductSpace", "Result", "Space", "Trial"), "archsmith.space"
     ),
     **dict.fromkeys(("Task", "open_task"), "archsmith.tasks"),
+    "Shrinker": "archsmith.atoms.shrinker",
     **dict.fromkeys(("ArchsmithError", "MissingExtra", "UserError"), "archsmith.core.errors"),
 }
 

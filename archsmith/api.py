@@ -26,6 +26,8 @@ from archsmith.run.checks import Report
 from archsmith.run.costs import CostModel
 from archsmith.run.directory import Run
 from archsmith.run.drive import drive, follow
+from archsmith.run.own_finish import finish_own, is_own, prepare_own
+from archsmith.run.own_model import FAMILY as OWN
 from archsmith.run.prepare import EarlyJournal, check_room, family_of, prepare, record_environment
 from archsmith.run.progress import say
 from archsmith.run.report import write_report
@@ -154,6 +156,99 @@ def search(
     return _run(_completed(config, module, opened), opened, module, out, time_limit, quiet, baselines)
 
 
+def shrink(
+    model: str,
+    task: str | Task = "digits",
+    *,
+    budget: str | None = None,
+    out: str | Path,
+    method: str = "shrink",
+    score: str | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    data: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    task_options: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    memory_format: str = "contiguous",
+    time_limit: float | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """Cut a network of your own to a budget while training it; go on if ``out`` holds the same run unfinished.
+
+    Args:
+        model: "module:factory", called without arguments; the network takes the task's images and gives its logits.
+        task: Name of a task, or a ``Task`` of your own, as in ``search``.
+        budget: For example "macs<=0.5x, latency<=4ms"; ``x`` is relative to the network as the factory makes it. None:
+            only what the penalty closes goes (with the method "figs", or the schedule "dead").
+        out: Folder of the run.
+        method: "shrink" for a score and a schedule, or the slug of a published system of kind "shrink".
+        score: Which units go first, see ``archsmith.Shrinker``; for the method "shrink".
+        weights: Safetensors file with trained weights; without it, the network is trained at full width first.
+        seed: Seed of everything random.
+        data: File or folder that the task reads.
+        settings: Hyper-parameters of the method.
+        task_options: Options of the task.
+        threads: As in ``search``.
+        memory_format: "channels_last" or "contiguous".
+        time_limit: As in ``search``.
+        quiet: No progress.
+
+    Returns:
+        The outcome, with ``record.json``, ``weights.safetensors``, ``model.onnx`` and ``program.pt2`` in its folder.
+
+    Raises:
+        UserError: Something given is wrong; nothing was written.
+        ArchsmithError: The run cannot go on; what was saved is kept.
+    """
+    module = _own_method(method)
+    _refuse_names("task option", task_options, ("name", "data", "own"))
+    if isinstance(task, str):
+        options = {**getattr(module, "TASK_OPTIONS", {}), **(task_options or {})}
+        opened = open_task(task, data=data, **options)
+        section = {"name": task, "data": None if data is None else str(Path(data).absolute()), **options}
+    else:
+        opened, section = _own_task(task, data, task_options), {"name": task.name, "data": None, "own": True}
+    chosen = dict(settings or {})
+    if score is not None:
+        chosen["score"] = score
+    family: dict[str, Any] = {"name": OWN, "target": model}
+    if weights is not None:
+        family["weights"] = str(Path(weights).absolute())
+        chosen.setdefault("epochs_before", 0)
+    config = validated(
+        RunConfig,
+        {
+            "method": method,
+            "task": section,
+            "task_digest": opened.digest,
+            "family": family,
+            "budget": None if budget is None else str(Budget.parse(budget)),
+            "seed": seed,
+            "settings": chosen,
+            "runtime": {
+                "threads": max(1, usable_cores() // local_process_count()) if threads is None else threads,
+                "memory_format": memory_format,
+                "processes": process_count(),
+            },
+        },
+        field="config",
+    )
+    return _run(_completed(config, module, opened), opened, module, out, time_limit, quiet)
+
+
+def _own_method(name: str) -> ModuleType:
+    """Return the module of a method that shrinks the user's network."""
+    from archsmith.run import shrink_model
+
+    return shrink_model if name == shrink_model.SYSTEM["slug"] else load_method(name, kind="shrink")[1]
+
+
+def _module_of(config: RunConfig) -> ModuleType:
+    """Return the module of a configuration's method."""
+    return _own_method(config.method) if is_own(config) else load_method(config.method)[1]
+
+
 def resume(
     run: str | Path, *, task: Task | None = None, time_limit: float | None = None, quiet: bool = False
 ) -> Outcome:
@@ -180,8 +275,7 @@ def resume(
             return found
         opened_task = task or task_of(found)
         _require_same_data(found, opened_task)
-        _, module = load_method(found.method)
-        return _run(found, opened_task, module, run, time_limit, quiet)
+        return _run(found, opened_task, _module_of(found), run, time_limit, quiet)
 
 
 def search_file(
@@ -219,7 +313,7 @@ def search_file(
     update = {key: value for key, value in changed.items() if value is not None}
     merged = {**written.model_dump(), **update, "settings": {**written.settings, **(settings or {})}}
     written = validated(RunConfig, merged, field="config")
-    _, module = load_method(written.method)
+    module = _module_of(written)
     task = task_of(written)
     if written.task_digest:
         _require_same_data(written, task)
@@ -469,6 +563,8 @@ def _driven(
     For a new run the method is built first, so that whatever it refuses is refused before anything is written. Of
     several processes the first holds the run; the others are told what was measured for it, and follow its steps.
     """
+    if is_own(config):
+        return _driven_own(config, task, module, out, time_limit, quiet)
     with StopRequest(time_limit=time_limit) as stop:
         if not workers.main:
             measured: list[dict[str, Any]] | None = workers.share(None)
@@ -495,10 +591,33 @@ def _driven(
             return Outcome(out, workers.share(result))
 
 
+def _driven_own(
+    config: RunConfig, task: Task, module: ModuleType, out: Path, time_limit: float | None, quiet: bool
+) -> Outcome:
+    """Do what ``_driven`` does for a run on the user's own network, in one process."""
+    with StopRequest(time_limit=time_limit) as stop:
+        journal = EarlyJournal()
+        prepared = None if (out / "journal.jsonl").exists() else prepare_own(config, task, module, journal)
+        if prepared is not None:
+            check_room(out, prepared[1])
+        with Run.create_or_open(out, config.to_json()) as run:
+            if run.status == "finished":
+                return _read(run)
+            if prepared is None or run.status != "new":
+                prepared = prepare_own(config, task, module, run)
+            else:
+                journal.continue_in(run)
+            record_environment(run)
+            costs, searcher = prepared
+            return Outcome(out, drive(run, searcher, task, costs, stop=stop, quiet=quiet, write=finish_own))
+
+
 def _check_baselines(config: RunConfig, module: ModuleType, count: int) -> None:
     """Refuse, before anything is trained, what cannot be compared."""
     if count < 0:
         raise UserError("--baselines", count, allowed="0 or more random architectures")
+    if is_own(config):
+        raise UserError("--baselines", count, allowed="a run that searches; this one shrinks a network of your own")
     if config.architecture is not None:
         raise UserError("--baselines", count, allowed="a run that searches; this one trains a given architecture")
     if "architecture" not in inspect.signature(module.Searcher).parameters:
@@ -592,7 +711,7 @@ def report(
     with open_workers(_device_of(path)) as workers:
         config, result = workers.from_main(read)
         if baselines:
-            _, module = load_method(config.method)
+            module = _module_of(config)
             _check_baselines(config, module, baselines)
             if result["status"] != "finished":
                 raise UserError(
@@ -620,7 +739,7 @@ def verify(run: str | Path, *, trust: bool = False) -> Report:
 
     Args:
         run: Folder of the run.
-        trust: Execute a ``model.py`` that is not the one archsmith writes.
+        trust: Execute a ``model.py`` that is not the one archsmith writes, or the factory of a network of your own.
 
     Raises:
         UserError: No run at ``run``, or one without a result.

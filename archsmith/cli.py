@@ -1,4 +1,4 @@
-"""The command line: ``archsmith search``, ``resume``, ``report``, ``verify``, ``dashboard``, ``profile``, and tables.
+"""The command line: ``archsmith search``, ``shrink``, ``resume``, ``report``, ``verify``, ``profile`` and others.
 
 A thin layer over ``archsmith.api``. Rooms that import torch are imported inside the commands, so that ``--help`` and
 the tables answer at once. Wrong input ends with one paragraph and exit code 2.
@@ -130,6 +130,52 @@ def search(
 
 
 @app.command()
+def shrink(
+    model: Annotated[str, typer.Argument(help="module:factory that returns the network; its code is executed.")],
+    budget: Annotated[
+        str | None, typer.Option(help='Limits, for example "macs<=0.5x, latency<=4ms"; x = of the network.')
+    ] = None,
+    task: Annotated[str, typer.Option(help="Name of a task; see archsmith tasks.")] = "digits",
+    data: Annotated[Path | None, typer.Option(help="File or folder that the task reads.")] = None,
+    method: Annotated[str, typer.Option(help="shrink, or a published system of kind shrink (figs).")] = "shrink",
+    score: Annotated[
+        str | None, typer.Option(help="With the method shrink: scale, l1, l2, taylor, figs or random. [default: scale]")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Safetensors file with trained weights.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/METHOD-TASK]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    settings: Settings = None,
+    task_set: TaskOptions = None,
+    threads: Annotated[int | None, typer.Option(help="Threads inside operators. [default: all cores]")] = None,
+    time_limit: TimeLimit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Cut a network of your own to a budget while training it; typed again, go on or show what was found."""
+    from archsmith import api
+    from archsmith.core.allocator import raise_malloc_thresholds
+    from archsmith.run.stop import parse_duration
+
+    raise_malloc_thresholds()
+    outcome = api.shrink(
+        model,
+        task,
+        budget=budget,
+        out=out or Path("runs") / f"{method}-{task}",
+        method=method,
+        score=score,
+        weights=weights,
+        seed=seed,
+        data=data,
+        settings=_pairs(settings, "--set"),
+        task_options=_pairs(task_set, "--task-set"),
+        threads=threads,
+        time_limit=None if time_limit is None else parse_duration(time_limit),
+        quiet=quiet,
+    )
+    _summarise(outcome)
+
+
+@app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     time_limit: TimeLimit = None,
@@ -167,7 +213,7 @@ def report(
 @app.command()
 def verify(
     run: Annotated[Path, typer.Argument(help="Folder of a finished or stopped run.")],
-    trust: Annotated[bool, typer.Option("--trust", help="Execute a model.py that archsmith did not write.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Execute code that archsmith did not write.")] = False,
 ) -> None:
     """Rebuild every file of a result in a fresh process, compare, recount, re-measure; exit 1 on any mismatch."""
     from archsmith import api
@@ -329,7 +375,14 @@ def advise(
 
     console = Console(highlight=False)
     if own_model:
-        console.print("Shrinking a model of your own has no command in this version, and nothing was measured for it.")
+        console.print(
+            "A model of your own: archsmith shrink module:factory --task TASK --budget 'macs<=0.5x'.", soft_wrap=True
+        )
+        console.print(
+            "Measured with its scores side by side: docs/guide/shrink-your-model.md. In your own loop: "
+            "archsmith.Shrinker.",
+            soft_wrap=True,
+        )
         return
     if evaluations is None:
         if data != "images":
@@ -470,7 +523,12 @@ def _summarise(outcome: Outcome) -> None:
         if f"{name}_accuracy" in metrics:
             rows[f"{name} accuracy"] = f"{100 * metrics[f'{name}_accuracy']:.2f} %"
     share = costs["macs"] / reference["macs"]
-    rows["MACs"] = f"{costs['macs']:,} ({share:.3f}x of the supernet's {reference['macs']:,})"
+    whole = "supernet's" if result["family"] != "own" else "whole network's"
+    rows["MACs"] = f"{costs['macs']:,} ({share:.3f}x of the {whole} {reference['macs']:,})"
+    figures = result.get("figures", {})
+    for name, label in (("accuracy_before", "valid before"), ("accuracy_after_cut", "valid after the cut")):
+        if name in figures:
+            rows[label] = f"{100 * figures[name]:.2f} %"
     rows["parameters"] = f"{costs['params']:,} (of {reference['params']:,})"
     rows["memory"] = f"{format_count(costs['memory_bytes'])}B (weights and peak activations, batch 1)"
     rows["latency"] = _latency_text(costs["latency"])
@@ -486,7 +544,8 @@ def _summarise(outcome: Outcome) -> None:
         rows["report"] = outcome.path / "report.html"
     _diagnosis(result.get("diagnosis", []))
     if outcome.status == "finished":
-        summary(f"{result['method']} on {result['task']}: finished", rows, f"archsmith verify {outcome.path}")
+        trust = " --trust" if result["family"] == "own" else ""
+        summary(f"{result['method']} on {result['task']}: finished", rows, f"archsmith verify {outcome.path}{trust}")
     else:
         count = process_count()
         program = "archsmith" if count == 1 else f"torchrun --nproc-per-node {count} -m archsmith"

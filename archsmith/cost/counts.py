@@ -8,10 +8,11 @@ counted by ``operators.py`` and charged to the innermost module that called it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -115,22 +116,38 @@ def count(
     """
     if convention not in get_args(Convention):
         raise UserError("convention", convention, allowed=" or ".join(get_args(Convention)))
+    counter = observed(module, inputs, lambda: _Counter(pooling=convention == "paper"), batch_axis=batch_axis)
+    return _summary(module, counter, convention)
+
+
+def observed(module: nn.Module, inputs: Inputs, make: Callable[[], C], *, batch_axis: int | None = 0) -> C:
+    """Run ``module`` once for one example and return the observer that saw its operators.
+
+    Args:
+        module: As in ``count``; left exactly as it is.
+        inputs: As in ``count``.
+        make: Makes a fresh observer; called again when the symbolic run fails and the real one begins.
+        batch_axis: As in ``count``.
+
+    Raises:
+        UserError: An empty batch, or inputs that the module does not accept.
+    """
     arguments = _one_example(as_inputs(module, inputs), batch_axis)
-    counter = _Counter(pooling=convention == "paper")
+    observer = make()
     with evaluating(module), attributes_kept(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             with quiet_tracing():
-                _run(module, arguments, counter, symbolic=True)
+                _run(module, arguments, observer, symbolic=True)
         except Exception as symbolic_error:
             # Control flow that looks at numbers needs numbers; a meta network has none.
             if any(p.device.type == "meta" for p in module.parameters()):
                 raise _refused(module, arguments, symbolic_error) from symbolic_error
-            counter = _Counter(pooling=convention == "paper")
+            observer = make()
             try:
-                _run(module, arguments, counter, symbolic=False)
+                _run(module, arguments, observer, symbolic=False)
             except Exception as error:
                 raise _refused(module, arguments, error) from error
-    return _summary(module, counter, convention)
+    return observer
 
 
 def _refused(module: nn.Module, arguments: tuple[Any, ...], error: Exception) -> UserError:
@@ -165,23 +182,55 @@ def _one_example(arguments: tuple[Any, ...], batch_axis: int | None) -> tuple[An
 
 
 @dataclass
-class _Counter:
-    """Tallies of one run; ``stack`` holds the names of the modules that are running."""
+class Observer(ABC):
+    """Sees the operators of one run; ``stack`` holds the names of the modules that are running.
 
-    pooling: bool
+    Attributes:
+        pooling: Whether ``add_pooling`` is called for average poolings.
+        stack: Qualified names of the running modules, the innermost last.
+        shapes: Shape of the first tensor that each module returned last.
+    """
+
+    pooling: bool = False
     stack: list[str] = field(default_factory=lambda: [""])
-    macs: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def begin(self, parameters: Mapping[str, Tensor]) -> None:  # noqa: B027 (most have no use for them)
+        """Take the tensors that stand for the module's parameters in this run, by qualified name."""
+
+    @abstractmethod
+    def see(self, operator: Any, args: tuple[Any, ...], out: Any) -> None:
+        """Take one call of an ATen operator."""
+
+    def add_pooling(self, elements: int) -> None:  # noqa: B027
+        """Take the number of input elements of an average pooling."""
+
+
+C = TypeVar("C", bound=Observer)
+
+
+@dataclass
+class _Counter(Observer):
+    """Tallies MACs by module."""
+
+    macs: dict[str, int] = field(default_factory=dict)
     uncounted: dict[str, None] = field(default_factory=dict)
 
-    def add(self, macs: int) -> None:
-        self.macs[self.stack[-1]] = self.macs.get(self.stack[-1], 0) + macs
+    def see(self, operator: Any, args: tuple[Any, ...], out: Any) -> None:
+        macs = operator_macs(operator, args, out)
+        if macs is None:
+            self.uncounted[str(operator)] = None
+        elif macs:
+            self.add_pooling(macs)
+
+    def add_pooling(self, elements: int) -> None:
+        self.macs[self.stack[-1]] = self.macs.get(self.stack[-1], 0) + elements
 
 
-class _CountOperators(TorchDispatchMode):
-    def __init__(self, counter: _Counter) -> None:
+class _ObserveOperators(TorchDispatchMode):
+    def __init__(self, observer: Observer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counter = counter
+        self.observer = observer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -192,33 +241,29 @@ class _CountOperators(TorchDispatchMode):
             if parts is not NotImplemented:
                 return parts
         out = func(*args, **kwargs)
-        macs = operator_macs(func, args, out)
-        if macs is None:
-            self.counter.uncounted[str(func)] = None
-        elif macs:
-            self.counter.add(macs)
+        self.observer.see(func, args, out)
         return out
 
 
-class _CountPoolings(TorchFunctionMode):
+class _ObservePoolings(TorchFunctionMode):
     """Sees average poolings by name: below, adaptive pooling to one cell can not be told from ``mean``."""
 
-    def __init__(self, counter: _Counter) -> None:
+    def __init__(self, observer: Observer) -> None:
         super().__init__()
-        self.counter = counter
+        self.observer = observer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _AVERAGE_POOLINGS:
-            self.counter.add((args[0] if args else kwargs["input"]).numel())
+            self.observer.add_pooling((args[0] if args else kwargs["input"]).numel())
         return func(*args, **kwargs)
 
 
-def _run(module: nn.Module, arguments: tuple[Any, ...], counter: _Counter, *, symbolic: bool) -> None:
-    """Run ``module`` once under the counters, on symbolic tensors or on copies of the real ones."""
+def _run(module: nn.Module, arguments: tuple[Any, ...], observer: Observer, *, symbolic: bool) -> None:
+    """Run ``module`` once under the observer, on symbolic tensors or on copies of the real ones."""
     state = dict(module.named_parameters()) | dict(module.named_buffers())
     with ExitStack() as stack:
-        stack.enter_context(_module_names(module, counter))
+        stack.enter_context(_module_names(module, observer))
         stack.enter_context(_without_fused_attention())
         if symbolic:
             # Tensors that a module holds as plain attributes are made symbolic as they are met.
@@ -228,26 +273,27 @@ def _run(module: nn.Module, arguments: tuple[Any, ...], counter: _Counter, *, sy
         else:
             tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
             arguments = tree_map_only(Tensor, Tensor.clone, arguments)
-        if counter.pooling:
-            stack.enter_context(_CountPoolings(counter))
-        stack.enter_context(_CountOperators(counter))
+        observer.begin({name: tensors[name] for name, _ in module.named_parameters()})
+        if observer.pooling:
+            stack.enter_context(_ObservePoolings(observer))
+        stack.enter_context(_ObserveOperators(observer))
         functional_call(module, tensors, arguments)
 
 
 @contextmanager
-def _module_names(module: nn.Module, counter: _Counter) -> Iterator[None]:
-    """Keep ``counter.stack`` at the running module and note what each returns."""
+def _module_names(module: nn.Module, observer: Observer) -> Iterator[None]:
+    """Keep ``observer.stack`` at the running module and note what each returns."""
     with ExitStack() as stack:
         for name, submodule in module.named_modules():
 
             def enter(m: nn.Module, args: Any, name: str = name) -> None:
-                counter.stack.append(name)
+                observer.stack.append(name)
 
             def leave(m: nn.Module, args: Any, out: Any, name: str = name) -> None:
-                counter.stack.pop()
+                observer.stack.pop()
                 first = next((leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), None)
                 if first is not None:
-                    counter.shapes[name] = tuple(first.shape)
+                    observer.shapes[name] = tuple(first.shape)
 
             stack.callback(submodule.register_forward_pre_hook(enter, prepend=True).remove)
             stack.callback(submodule.register_forward_hook(leave, always_call=True).remove)
@@ -275,7 +321,7 @@ def _summary(module: nn.Module, counter: _Counter, convention: Convention) -> Co
         macs, params = counter.macs.get(name, 0), sum(p.numel() for p in own)
         if macs or params or not any(True for _ in submodule.children()):
             layers.append(LayerCount(name, type(submodule).__name__, macs, params, counter.shapes.get(name)))
-    outside_norms = {p for m in module.modules() if not _is_norm(m) for p in m.parameters(recurse=False)}
+    outside_norms = {p for m in module.modules() if not is_normalisation(m) for p in m.parameters(recurse=False)}
     return Counts(
         macs=sum(counter.macs.values()),
         params=sum(p.numel() for p in seen),
@@ -286,6 +332,6 @@ def _summary(module: nn.Module, counter: _Counter, convention: Convention) -> Co
     )
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_normalisation(module: nn.Module) -> bool:
     """Whether the class is a normalisation by its name: torch's own, and those that models bring (LlamaRMSNorm)."""
     return re.search(r"Norm(\dd)?$", type(module).__name__) is not None

@@ -89,6 +89,13 @@ class Searcher(Protocol):
         """Continue from a checkpoint."""
 
 
+class Finish(Protocol):
+    """Writes the finished result of a run."""
+
+    def __call__(self, run: Run, delivered: Delivered, task: Task, costs: Any, *, seconds: float) -> dict[str, Any]:
+        """Evaluate, count, measure, export and check a delivered network; return the result record."""
+
+
 @dataclass
 class _RunMonitor:
     """Passes steps to the progress line and the wish to stop to the method."""
@@ -113,12 +120,13 @@ def drive(
     run: Run,
     searcher: Searcher,
     task: Task,
-    costs: CostModel,
+    costs: Any,
     *,
     stop: StopRequest,
     quiet: bool = False,
     checkpoint_seconds: float = 2.0,
     workers: Workers | None = None,
+    write: Finish | None = None,
 ) -> dict[str, Any]:
     """Run a search to its end, or to the point where it is asked to stop, and write the finished result.
 
@@ -126,12 +134,13 @@ def drive(
         run: The open run; continued from its newest sound checkpoint.
         searcher: The method, freshly made.
         task: What is learned.
-        costs: Costs and budget.
+        costs: Costs and budget: a ``CostModel``, or what ``write`` takes instead.
         stop: Asked after every step.
         quiet: No progress line.
         checkpoint_seconds: Shortest time between two checkpoints at epoch ends. The last epoch, a stop and a new best
             epoch within the budget are always saved. Timing has no influence on the result.
         workers: The processes of the run, of which this is the first; the others are in ``follow``.
+        write: Writes the finished result; ``finish`` when None.
 
     Returns:
         The content of ``result.json``.
@@ -196,7 +205,7 @@ def drive(
             progress.note(f"Stopping because of {stop.reason}: writing the best finished result so far.")
         else:
             progress.note("Writing and checking the finished result.")
-    result = finish(run, searcher.deliver(), task, costs, seconds=seconds_before + stop.seconds)
+    result = (write or finish)(run, searcher.deliver(), task, costs, seconds=seconds_before + stop.seconds)
     if searcher.done:
         run.finish(result)
     else:
@@ -242,14 +251,7 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
     """
     network = copy.deepcopy(delivered.network).eval()
     use_memory_format_(network, torch.contiguous_format)
-    valid = task.evaluate(network.forward, "valid")
-    metrics = {"valid_accuracy": valid["accuracy"], "valid_loss": valid["loss"]}
-    split = "valid"
-    if "test" in task.splits:
-        split = "test"
-        run.count_test_read("final evaluation")
-        test = task.evaluate(network.forward, "test")
-        metrics.update({"test_accuracy": test["accuracy"], "test_loss": test["loss"]})
+    metrics, split = evaluated(run, network, task)
     exact = exact_costs(network, task.input_shape)
     latency = measure_latency(network, torch.zeros(1, *task.input_shape))
     label = "final"
@@ -299,6 +301,17 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
     }
     found = diagnose(run.history(), result, run.config, run=str(run.path))
     return {**result, "diagnosis": [asdict(finding) for finding in found]}
+
+
+def evaluated(run: Run, network: nn.Module, task: Task) -> tuple[dict[str, float], str]:
+    """Return the metrics of a delivered network on the validation and test images, and the split of its examples."""
+    valid = task.evaluate(network.forward, "valid")
+    metrics = {"valid_accuracy": valid["accuracy"], "valid_loss": valid["loss"]}
+    if "test" not in task.splits:
+        return metrics, "valid"
+    run.count_test_read("final evaluation")
+    test = task.evaluate(network.forward, "test")
+    return {**metrics, "test_accuracy": test["accuracy"], "test_loss": test["loss"]}, "test"
 
 
 def _state_of(task: Task) -> dict[str, Any]:

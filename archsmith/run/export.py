@@ -79,10 +79,10 @@ def export_network(
     call = call_of(network)
     searched = copy.deepcopy(network).to("cpu", torch.float32).eval()
     inputs = examples.detach().to("cpu", torch.float32).contiguous()
-    _check_inputs(inputs, input_shape)
+    check_inputs(inputs, input_shape)
     with torch.no_grad():
         logits = searched(inputs).contiguous()
-    _check_logits(logits, class_names)
+    check_logits(logits, class_names)
 
     architecture = _describe(call, family, space, decisions, digest, input_shape, normalisation, class_names)
     weights = {
@@ -113,7 +113,7 @@ def export_network(
             compare_onnx(part, inputs, logits)
         digests = {name: sha256_file(part / name) for name in FILES if (part / name).exists()}
         with storage_errors("out", folder):
-            _replace(part, folder)
+            replace_folder(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -194,7 +194,8 @@ def _describe(
     }
 
 
-def _check_inputs(inputs: Tensor, input_shape: Sequence[int]) -> None:
+def check_inputs(inputs: Tensor, input_shape: Sequence[int]) -> None:
+    """Refuse fewer than two examples, or examples of another shape."""
     if inputs.dim() != len(input_shape) + 1 or tuple(inputs.shape[1:]) != tuple(input_shape) or len(inputs) < 2:
         raise UserError(
             "examples",
@@ -203,7 +204,8 @@ def _check_inputs(inputs: Tensor, input_shape: Sequence[int]) -> None:
         )
 
 
-def _check_logits(logits: Tensor, class_names: Sequence[str]) -> None:
+def check_logits(logits: Tensor, class_names: Sequence[str]) -> None:
+    """Refuse outputs that are not one finite number for each class."""
     if logits.dim() != 2 or logits.shape[1] != len(class_names):
         raise UserError(
             "class_names",
@@ -214,7 +216,7 @@ def _check_logits(logits: Tensor, class_names: Sequence[str]) -> None:
         raise RebuildError("the network gives NaN or infinite logits on the examples; nothing was exported.")
 
 
-def _replace(part: Path, folder: Path) -> None:
+def replace_folder(part: Path, folder: Path) -> None:
     """Rename ``part`` to ``folder``; an older result is moved aside first and deleted afterwards."""
     old = part.with_suffix(".replaced")
     shutil.rmtree(old, ignore_errors=True)

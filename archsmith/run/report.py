@@ -26,6 +26,7 @@ from archsmith.run.constructor import parse_call
 from archsmith.run.diagnose import diagnose
 from archsmith.run.directory import Run
 from archsmith.run.intervals import mean_interval, wilson
+from archsmith.run.own_finish import is_own
 from archsmith.run.page import Html, bar, chart, document, element, joined, section, table
 from archsmith.run.picture import network_picture, widths_of
 from archsmith.run.progress import format_count, format_seconds
@@ -90,7 +91,9 @@ def write_report(run: Run, *, timed: bool = False) -> Path:
         epochs=run.history(),
         events=run.events(),
         architecture=architecture,
-        layers=_layers(architecture, folder / "weights.safetensors", timed=timed),
+        layers=_recorded_layers(result)
+        if is_own(run.config)  # its classes are the user's: nothing is built to write a page
+        else _layers(architecture, folder / "weights.safetensors", timed=timed),
         baselines=read_baselines(run.path),
     )
     path = run.path / "report.html"
@@ -125,6 +128,18 @@ def _layers(architecture: Mapping[str, Any], weights: Path, *, timed: bool) -> t
         return profile(network, example).layers
     rows = count(network, example).layers
     return tuple(LayerProfile(row.name, row.kind, row.params, row.macs, row.output_shape, None) for row in rows)
+
+
+def _recorded_layers(result: Mapping[str, Any]) -> tuple[LayerProfile, ...]:
+    """Return the costs of a network of the user's own as they were counted when the run ended."""
+    return tuple(
+        LayerProfile(row["name"], row["kind"], row["params"], row["macs"], _shape(row["output_shape"]), None)
+        for row in result["layers"]
+    )
+
+
+def _shape(sizes: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if sizes is None else tuple(sizes)
 
 
 def _header(facts: Facts, title: str) -> Html:
@@ -168,7 +183,9 @@ def _cards(facts: Facts) -> Html:
         ),
         _budget_card(facts),
         _card(
-            "Time", format_seconds(facts.result["seconds"]), f"{len(facts.epochs)} epochs, search and training in one"
+            "Time",
+            format_seconds(facts.result["seconds"]),
+            f"{len(facts.epochs)} epochs, {'cuts' if is_own(facts.config) else 'search'} and training in one",
         ),
     ]
     return element("section", *cards, class_="cards", id="summary")
@@ -243,6 +260,8 @@ def _diagnosis(facts: Facts) -> Html:
 def _network(facts: Facts) -> Html:
     title = "The network that was found"
     widths = widths_of(facts.architecture)
+    if not widths and facts.result.get("widths"):
+        return _own_network(facts, title)
     if not widths:
         return section("network", title, element("p", "This network has no searched widths to show."))
     about = {}
@@ -257,6 +276,30 @@ def _network(facts: Facts) -> Html:
         "as its branch was in the largest network, and filled as far as it is alive."
     )
     return section("network", title, network_picture(widths, about), lead=lead)
+
+
+def _own_network(facts: Facts, title: str) -> Html:
+    """Return what is left of a network of the user's own, tensor by tensor, and what the cut did to its accuracy."""
+    rows = []
+    for name, (before, after) in facts.result["widths"].items():
+        if len(before) > 1:
+            share = math.prod(after) / max(1, math.prod(before))
+            rows.append((name, bar(share), "×".join(map(str, before)), "×".join(map(str, after)), f"{share:.0%}"))
+    steps = (
+        ("before", "accuracy_before"),
+        ("after the cut", "accuracy_after_cut"),
+        ("after training on", "accuracy_final"),
+    )
+    figures = facts.result["figures"]
+    accuracies = [(label, f"{100 * figures[key]:.2f} %") for label, key in steps if key in figures]
+    lead = f"Made by {facts.result['target']}; record.json says which positions of its tensors were kept."
+    return section(
+        "network",
+        title,
+        table(("validation accuracy", ""), accuracies, text_columns=1),
+        table(("weight", "", "before", "after", "left"), rows, text_columns=2),
+        lead=lead,
+    )
 
 
 def _over_time(facts: Facts) -> Html:
@@ -279,7 +322,8 @@ def _over_time(facts: Facts) -> Html:
             element("h3", "Atoms alive per block and kernel size"),
             chart("chart-alive", alive, "Share of atoms alive in every branch after every epoch"),
         ]
-    lead = f"Validation of the averaged weights after every epoch. {len(cuts)} cuts removed {removed:,} atoms."
+    what = "weights" if is_own(facts.config) else "averaged weights"
+    lead = f"Validation of the {what} after every epoch. {len(cuts)} cuts removed {removed:,} atoms."
     return section("training", title, *content, lead=lead)
 
 
@@ -306,6 +350,9 @@ def _pareto(facts: Facts) -> Html:
 
 def _comparison(facts: Facts) -> Html:
     title = "Against random and uniformly scaled networks"
+    if is_own(facts.config):
+        text = "A run on a network of your own has none: compare with another --score, --score random above all."
+        return section("baselines", title, element("p", text))
     if not facts.baselines:
         command = shlex.join(["archsmith", "report", facts.run, "--baselines", "4"])
         return section(

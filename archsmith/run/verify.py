@@ -20,6 +20,7 @@ from archsmith.core.files import read_json, sha256_file
 from archsmith.core.journal import Event, Journal, JournalError
 from archsmith.run.checks import Failed, NotChecked, Report, Row, Rows
 from archsmith.run.directory import FORMAT_VERSION, config_differences
+from archsmith.run.own_verify import is_own_network, verify_own_network
 from archsmith.run.verify_network import OnTestRead, once, verify_network
 from archsmith.space import Budget
 from archsmith.tasks.base import Task
@@ -35,7 +36,8 @@ def verify_run(
 
     Args:
         run_path: Directory of the run; it is only read.
-        trust: Execute a ``model.py`` that is not the one archsmith writes. Only for code whose author the user trusts.
+        trust: Execute a ``model.py`` that is not the one archsmith writes, or the "module:factory" of a network of the
+            user's own. Only for code whose author the user trusts.
         task: The run's task, needed only when it was the user's own and not one by name.
         on_test_read: Called before the test split is read, once; ``lambda: run.count_test_read("verify")``, say.
 
@@ -65,7 +67,8 @@ def verify_run(
             found.append(Row(label, "folder", "failed", str(error)))
             continue
         limits = result.get("limits") or {}
-        found += verify_network(
+        verified = verify_own_network if is_own_network(folder) else verify_network
+        found += verified(
             folder,
             trust=trust,
             task=opened[0] if opened else None,
