@@ -94,9 +94,10 @@ def _changed_sizes(
 
 
 def link_shared_sizes(model: nn.Module, propagation: Propagation) -> None:
-    """Unite columns (or rows) that views of one module split off with one size, where an attribute holds that size.
+    """Unite what views of one module give one axis of one written size: it comes from one attribute or variable.
 
-    Queries and values that are both split by ``head_dim`` can only lose columns together: the attribute is one.
+    Queries and values that are both split by ``head_dim`` can only lose columns together, since the attribute is one.
+    In the outermost module, where code of many layers may stand, an attribute must hold the size.
     """
     modules = dict(model.named_modules())
     first: dict[tuple[str, int, int], IntArray] = {}
@@ -108,7 +109,7 @@ def link_shared_sizes(model: nn.Module, propagation: Propagation) -> None:
         ):
             continue
         held = any(path in modules and any(_holding(modules[path], len(one.labels))) for path in _upwards(one.module))
-        if held:
+        if held or one.module:
             cause = Cause("view", one.module, f"is split by the same attribute ({len(one.labels)}) as what is pinned")
             propagation.labels.join(earlier, one.labels, cause)
 
