@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -241,7 +242,7 @@ def _sources(model: nn.Module, names: Mapping[str, str], labels: Labels) -> dict
         spans.setdefault(tensor.untyped_storage().data_ptr(), []).append((start, last, name))
     for each in spans.values():
         each.sort()
-        for (_, end, first), (start, _, second) in zip(each, each[1:], strict=False):
+        for (_, end, first), (start, _, second) in itertools.pairwise(each):
             if start < end:
                 for name in (first, second):
                     for axis in sources[name].values():

@@ -88,7 +88,7 @@ class Labels:
         return label
 
     def leaves(self, label: int) -> tuple[int, ...]:
-        """Return the classes whose conjunction a label is: its own class, or those of its factors down to plain ones."""
+        """Return the classes whose conjunction a label is: its own, or those of its factors down to plain ones."""
         label = self.root(label)
         parts = self._parts.get(label)
         if parts is None:
@@ -293,7 +293,7 @@ class Labels:
             return nested
         axes = [self.fresh(n) for n in field.shape]
         grid = [np.broadcast_to(_along(axis, i, field.ndim), field.shape) for i, axis in enumerate(axes)]
-        unique, inverse = np.unique(field, return_inverse=True)
+        unique = np.unique(field)
         if len(unique) == field.size and 0 not in unique and not self._derived[unique].any():
             # The common case, all labels plain and different: they become products at once.
             leaves = np.stack([g.ravel() for g in grid], 1)

@@ -176,7 +176,7 @@ def _is(mentioned: frozenset[str] | None, name: str) -> bool:
 
 @functools.cache
 def _mentioned(kind: Hashable) -> frozenset[str] | None:
-    """Return the attribute names that the methods of a class mention, ``__init__`` left out; None without its source."""
+    """Return the attribute names that the methods of a class mention (not ``__init__``), None without its source."""
     names: set[str] = set()
     assert isinstance(kind, type)
     for cls in kind.__mro__:
@@ -226,7 +226,7 @@ def attributes_for(replay: Replay, cut: Cut, *, search: bool, hints: Iterable[Ma
     trials = 0
     while queue and trials < TRIALS:
         chosen, failure = queue.pop(0)
-        for option, owners in _relevant(options, failure):
+        for option in _relevant(options, failure):
             extended = dict(chosen)
             if any(extended.get(path, value) != value for path, value in option):
                 continue
@@ -253,16 +253,14 @@ def attributes_for(replay: Replay, cut: Cut, *, search: bool, hints: Iterable[Ma
     )
 
 
-def _relevant(
-    options: dict[Assignment, tuple[str, ...]], failure: Mismatch
-) -> list[tuple[Assignment, tuple[str, ...]]]:
-    """Return the options, those that concern the failed module first."""
+def _relevant(options: dict[Assignment, tuple[str, ...]], failure: Mismatch) -> list[Assignment]:
+    """Return the options of the module that failed and of those it is in, the nearest first; all if none."""
     if failure.module is None:
-        return list(options.items())
+        return list(options)
     near = set(_upwards(failure.module))
-
-    def distance(owners: tuple[str, ...]) -> int:
-        lengths = [len(owner) + 1 for owner in owners if owner in near]
-        return -max(lengths) if lengths else 1
-
-    return sorted(options.items(), key=lambda item: distance(item[1]))
+    inside = f"{failure.module}." if failure.module else ""
+    close = {
+        option: max((len(owner) + 1 for owner in owners if owner in near or owner.startswith(inside)), default=0)
+        for option, owners in options.items()
+    }
+    return sorted((option for option in options if close[option]), key=lambda option: -close[option]) or list(options)

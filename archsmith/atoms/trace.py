@@ -83,7 +83,7 @@ CONTEXTS = (
 
 
 def enter_contexts(graph_module: fx.GraphModule) -> None:
-    """Put the nodes of sub-graphs that only run in another context (no gradients, autocast) in the place of the call."""
+    """Put the nodes of sub-graphs that only run in another context (autocast) in the place of the call."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         if node.op != "call_function" or str(node.target) not in CONTEXTS:
@@ -103,7 +103,7 @@ def enter_contexts(graph_module: fx.GraphModule) -> None:
         with graph.inserting_before(node):
             for one in inner.graph.nodes:
                 if one.op == "call_function":
-                    copies[one] = graph.node_copy(one, lambda n: copies[n])
+                    copies[one] = graph.node_copy(one, copies.__getitem__)
         (results,) = next(n for n in inner.graph.nodes if n.op == "output").args
         outputs = results if isinstance(results, list | tuple) else [results]
         for user in list(node.users):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -203,7 +204,7 @@ def _note_split(p: Propagation, node: fx.Node, source: fx.Node) -> None:
         return
     lengths = [shape(value)[axis] for value in values_of(node)]
     bounds = np.cumsum([0, *lengths])
-    pieces = tuple(labels[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    pieces = tuple(labels[a:b] for a, b in itertools.pairwise(bounds))
     if packet_name(node) == "split_with_sizes":
         for position, piece in enumerate(pieces):
             p.expect("split_sizes", piece, position)

@@ -95,7 +95,7 @@ def embedding_bag(p: Propagation, node: fx.Node) -> list[Axes]:
 
 @rule("_weight_norm")
 def weight_norm(p: Propagation, node: fx.Node) -> Axes:
-    """v / |v| * g: the norm of a slice sums over all other axes, to which zeros add nothing."""
+    """Scale v by g / |v|: the norm of a slice sums over all other axes, to which zeros add nothing."""
     given = p.arguments(node)
     v, g = given["v"], given["g"]
     for axis, n in enumerate(shape(g)):
