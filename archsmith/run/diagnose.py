@@ -380,23 +380,24 @@ def _undecided(seen: _Seen) -> Iterator[Finding]:
 
 
 def _collapsed(seen: _Seen) -> Iterator[Finding]:
-    """Most operations of a cell have no weights: the known way in which relaxed searches fail."""
+    """Most operations of the normal cell have no weights: the known way in which relaxed searches fail.
+
+    Reduction cells are not asked: pooling is ordinary there, the published ones are mostly that.
+    """
     searching = [epoch for epoch in seen.epochs if "weightless" in epoch and "genotype" in epoch]
     if not searching:
         return
-    for cell, free in searching[-1]["weightless"].items():
-        operations = len(searching[-1]["genotype"][cell])
-        # In reduction cells pooling is ordinary: the published ones are mostly that.
-        if cell != "normal" or free < _COLLAPSED * operations:
-            continue
-        total = seen.setting("search_epochs")
-        yield Finding(
-            "warning",
-            "The normal cell has hardly any weights",
-            f"{free} of its {operations} operations are skips or poolings. Relaxed searches drift there when the "
-            "supernet is trained long, because skips make it learn faster; the network of such cells is often weak.",
-            seen.with_setting("search_epochs", max(1, int(total) // 2)) if total else _reseeded(seen),
-        )
+    free, operations = searching[-1]["weightless"]["normal"], len(searching[-1]["genotype"]["normal"])
+    if free < _COLLAPSED * operations:
+        return
+    total = seen.setting("search_epochs")
+    yield Finding(
+        "warning",
+        "The normal cell has hardly any weights",
+        f"{free} of its {operations} operations are skips or poolings. Relaxed searches drift there when the supernet "
+        "is trained long, because skips make it learn faster; the network of such cells is often weak.",
+        seen.with_setting("search_epochs", max(1, int(total) // 2)) if total else _reseeded(seen),
+    )
 
 
 def _lost_by_selection(seen: _Seen) -> Iterator[Finding]:

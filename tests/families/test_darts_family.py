@@ -16,7 +16,7 @@ from archsmith.run.constructor import call_of
 from archsmith.run.source import standalone_source
 from archsmith.supernet import Supernet, batch_statistics
 
-QUICK = ("count:cifar:DARTS_V2:C36:L20", "count:imagenet:DARTS_V2:C48:L14", "count:cifar:DARTS_V1:C16:L8")
+QUICK = ("count:cifar:DARTS_V2:C36:L20", "count:imagenet:DARTS_V2:C48:L14")
 NETWORKS = [
     pytest.param(case, id=case["name"], marks=() if case["name"] in QUICK else pytest.mark.slow)
     for case in cases("count:")
@@ -56,7 +56,7 @@ def search_network(case):
         return family.supernet()
 
 
-@pytest.mark.parametrize("case", cases("count:supernet"), ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", cases("count:supernet:C16"), ids=lambda case: case["name"])
 def test_search_networks_have_their_exact_sizes(case):
     supernet, expected = search_network(case), case["expected"]
     assert sum(weight.numel() for weight in supernet.weights().values()) == expected["params"]
@@ -69,6 +69,7 @@ def test_search_networks_have_their_exact_macs(case):
     with torch.device("meta"):
         counts = count(search_network(case), torch.zeros(1, 3, 32, 32))
     assert (counts.macs, counts.uncounted) == (case["expected"]["macs"], ())
+    assert counts.params - 2 * 14 * 8 == case["expected"]["params"]  # the logits are no weights
 
 
 @pytest.mark.parametrize("case", cases("search_cell:"), ids=lambda case: case["name"])
@@ -194,7 +195,7 @@ def test_the_ends_of_the_family_bound_it():
     for changes in ({"nodes": 4}, {"operations": ("none", "skip_connect")}):
         family = small(**changes)
         low, high = (family.exact_costs(end) for end in (family.smallest(), family.largest()))
-        for seed in range(5):
+        for seed in range(3):
             costs = family.exact_costs(sampled(family, seed))
             assert all(low[name] <= costs[name] <= high[name] for name in costs)
 

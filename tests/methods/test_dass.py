@@ -32,7 +32,7 @@ from archsmith.tasks.vision import ImageClassification
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "dass.json").read_text())["cases"]
 NETWORKS = [case for case in GOLDEN if "genotype" in case["input"]]
-SLOW = ("dass_k10_small", "dass_large", "darts_v2_small_k1")
+SLOW = ("dass_k10_small", "dass_large", "darts_v2_small_k1", "dass_small")
 SMALL = {
     "keep": 0.2,
     "order": "first",
@@ -123,7 +123,7 @@ def test_keeping_everything_without_pruning_is_darts(order):
         seed=1,
         settings=darts.Settings(
             **shared,
-            search_epochs=10,
+            search_epochs=11,
             epochs=1,
             batch_size=16,
             momentum=0.9,
@@ -135,18 +135,16 @@ def test_keeping_everything_without_pruning_is_darts(order):
     own = searcher(
         **shared,
         keep=1.0,
-        search_pretrain_epochs=10,
+        search_pretrain_epochs=11,
         search_prune_epochs=0,
         search_finetune_epochs=0,
         search_momentum=0.9,
         search_lr=0.025,
     )
-    for _ in range(20 if order == "first" else 6):
+    for _ in range(20 if order == "first" else 3):
         before = {name: tensor.detach().clone() for name, tensor in plain.supernet.logits.items()}
         stop_after(plain, 1)
         stop_after(own, 1)
-        if plain.supernet is None:
-            break
         for name, logits in plain.supernet.logits.items():
             assert not torch.equal(logits, before[name])
             torch.testing.assert_close(own.supernet.logits[name], logits, rtol=0, atol=1e-6)
