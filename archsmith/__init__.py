@@ -20,11 +20,13 @@ _LAZY = {
     **dict.fromkeys(("ArchsmithError", "MissingExtra", "UserError"), "archsmith.core.errors"),
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = ["__version__", "atoms", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from the room where it lives."""
+    if name == "atoms":
+        return import_module("archsmith.atoms")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'archsmith' has no attribute {name!r}; public names: {', '.join(sorted(_LAZY))}")

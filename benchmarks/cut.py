@@ -32,7 +32,7 @@ import torch
 from _rounds import machine
 from torch import Tensor, nn
 
-from archsmith.atoms.find import FoundAtoms, find
+from archsmith.atoms.finding import FoundAtoms, find
 from archsmith.atoms.plan import plan_cut
 from archsmith.atoms.transaction import apply_
 

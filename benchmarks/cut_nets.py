@@ -19,7 +19,7 @@ from _cut_nets import NETS, build
 from torch import Tensor, nn
 
 from archsmith.atoms.absorb import Absorber
-from archsmith.atoms.find import find
+from archsmith.atoms.finding import find
 from archsmith.atoms.plan import CutRefused
 from archsmith.atoms.transaction import apply_
 

@@ -12,7 +12,7 @@ from references.masked_graph import masked_outputs
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from archsmith.atoms.find import FoundAtoms
+from archsmith.atoms.finding import FoundAtoms
 from archsmith.atoms.replay import cut_copy
 from archsmith.atoms.units import Cut, UnitGroup
 

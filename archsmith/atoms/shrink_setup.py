@@ -60,7 +60,7 @@ def found_anew(atoms: UnitSource, groups: Sequence[UnitGroup]) -> UnitSource:
     """Return a source of units for the network after a cut; a model that is traced is traced again."""
     if isinstance(atoms, DeclaredAtoms):
         return dataclasses.replace(atoms, groups=groups)
-    from archsmith.atoms.find import find
+    from archsmith.atoms.finding import find
 
     again: UnitSource = find(atoms.model, atoms.example_inputs, forward=atoms.forward)
     return again

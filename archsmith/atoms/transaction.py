@@ -21,7 +21,7 @@ from archsmith.atoms.edits import Edits, in_layout_of, take
 from archsmith.atoms.fingerprint import fingerprint, first_names, unwrap
 from archsmith.atoms.groups import tensors_of
 from archsmith.atoms.optimizer_state import check_owners, elementwise_states, inner_optimizers
-from archsmith.atoms.record import Record, attach, record
+from archsmith.atoms.records import Record, attach, record
 from archsmith.atoms.trace import call_arguments
 from archsmith.atoms.units import Cut, TensorCut
 from archsmith.atoms.wrappers import forbid_wrappers

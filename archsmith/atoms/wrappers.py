@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from archsmith.atoms.edits import Edits, set_tensor
 from archsmith.atoms.fingerprint import unwrap
-from archsmith.atoms.record import record
+from archsmith.atoms.records import record
 from archsmith.core.errors import ArchsmithError, Shown, UserError
 
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from archsmith.atoms.record import record
+from archsmith.atoms.records import record
 from archsmith.core.files import sha256_file, storage_errors, to_json, write_atomic
 from archsmith.run.export import check_inputs, check_logits, compare_onnx, largest_gap, replace_folder
 from archsmith.run.onnx_file import missing_onnx_packages, onnx_bytes

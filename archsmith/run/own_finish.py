@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from archsmith.atoms.record import record
+from archsmith.atoms.records import record
 from archsmith.config import RunConfig, Runtime, validated
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.protocols import Logger

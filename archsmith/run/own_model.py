@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from archsmith.atoms.declared import copy_without
-from archsmith.atoms.find import FoundAtoms, find
-from archsmith.atoms.record import Record, rebuild, record
+from archsmith.atoms.finding import FoundAtoms, find
+from archsmith.atoms.records import Record, rebuild, record
 from archsmith.atoms.unit_budget import plan_units
 from archsmith.atoms.unit_costs import UnitCosts
 from archsmith.core.errors import Shown, UserError

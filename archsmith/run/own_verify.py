@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archsmith.atoms.record import Record, rebuild
+from archsmith.atoms.records import Record, rebuild
 from archsmith.core.files import read_json, sha256_file
 from archsmith.cost import count_onnx, load_target
 from archsmith.run.checks import Failed, NotChecked, Report, Rows

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from archsmith.atoms.gate_cost import Resource
 from archsmith.atoms.gates import GateOptions
 from archsmith.atoms.groups import tensors_of
-from archsmith.atoms.record import record
+from archsmith.atoms.records import record
 from archsmith.atoms.shrinker import CutEvent, ScoreKind, Shrinker
 from archsmith.atoms.unit_budget import CutSchedule, Order, ScheduleKind
 from archsmith.core.errors import UserError

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from archsmith.atoms.absorb import Absorber
-from archsmith.atoms.find import find
+from archsmith.atoms.finding import find
 from archsmith.atoms.plan import plan_cut
 from archsmith.atoms.transaction import apply_
 

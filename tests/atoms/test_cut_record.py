@@ -14,7 +14,7 @@ from torch import nn
 
 from archsmith.atoms.edits import take
 from archsmith.atoms.plan import plan_cut
-from archsmith.atoms.record import (
+from archsmith.atoms.records import (
     Record,
     compose,
     from_ranges,
@@ -132,7 +132,7 @@ def test_ranges():
 SCRIPT = """
 import sys, torch
 from cut_samples import Block, batches
-from archsmith.atoms.record import load_weights
+from archsmith.atoms.records import load_weights
 model = load_weights(Block(), sys.argv[1]).eval()
 print(model(batches(1, seed=9)[0][0]).double().sum().item(), model.fc.in_features)
 """
@@ -214,7 +214,7 @@ def test_another_network_or_state_is_said(tmp_path):
     assert all(torch.equal(v, before[n]) for n, v in fresh.state_dict().items())
     save_file({"x": torch.ones(1)}, tmp_path / "plain.safetensors")
     with pytest.raises(
-        UserError, match=r"allowed: a file with a record, as archsmith.atoms.record.save_weights writes"
+        UserError, match=r"allowed: a file with a record, as archsmith.atoms.records.save_weights writes"
     ):
         load_weights(fresh, tmp_path / "plain.safetensors")
     model.fc = nn.Linear(16, 3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from atoms_nets import ResNet
 
-from archsmith.atoms.find import find
+from archsmith.atoms.finding import find
 from archsmith.atoms.plan import plan_cut
 from archsmith.atoms.transaction import apply_
 

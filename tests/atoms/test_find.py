@@ -5,7 +5,7 @@ from atoms_checks import gap, single_and_pairs
 from atoms_nets import NETS, build
 from torch import Tensor, nn
 
-from archsmith.atoms.find import find
+from archsmith.atoms.finding import find
 from archsmith.atoms.plan import CutRefused
 from archsmith.core.errors import UserError
 

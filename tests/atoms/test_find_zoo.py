@@ -12,7 +12,7 @@ from atoms_checks import gap, random_removal, removable_share
 from atoms_nets import NETS, build, randomised
 from transformers_nets import TRANSFORMERS, logits
 
-from archsmith.atoms.find import find
+from archsmith.atoms.finding import find
 from archsmith.atoms.plan import CutRefused
 
 CUTS = 20

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from archsmith.atoms.consumers import consuming_axes
-from archsmith.atoms.find import find
+from archsmith.atoms.finding import find
 from archsmith.atoms.grow import deeper_layer, grow_
 from archsmith.atoms.numbers import randomised
 from archsmith.atoms.plan import CutRefused
-from archsmith.atoms.record import rebuild, record
+from archsmith.atoms.records import rebuild, record
 from archsmith.atoms.trace import export
 from archsmith.atoms.units import Place, UnitGroup
 from archsmith.core.errors import UserError

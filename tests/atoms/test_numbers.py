@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from archsmith.atoms.doubles import in_double
-from archsmith.atoms.find import find
+from archsmith.atoms.finding import find
 from archsmith.atoms.numbers import check_numbers, randomised, relative
 from archsmith.atoms.plan import CutRefused, plan_cut
 from archsmith.atoms.units import TensorCut

@@ -10,7 +10,7 @@ from torch import nn
 from two_processes import outcomes
 
 from archsmith.atoms.declared import DeclaredAtoms
-from archsmith.atoms.find import find
+from archsmith.atoms.finding import find
 from archsmith.atoms.gates import GateOptions
 from archsmith.atoms.shrinker import Shrinker
 from archsmith.atoms.unit_budget import CutSchedule

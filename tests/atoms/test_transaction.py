@@ -11,7 +11,7 @@ from archsmith.atoms import transaction
 from archsmith.atoms.edits import Edits
 from archsmith.atoms.groups import tensors_of
 from archsmith.atoms.plan import plan_cut
-from archsmith.atoms.record import record
+from archsmith.atoms.records import record
 from archsmith.atoms.transaction import apply_
 from archsmith.atoms.units import Cut, TensorCut, UnitGroup
 from archsmith.core.errors import UserError

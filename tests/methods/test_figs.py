@@ -8,7 +8,7 @@ from torch import nn
 from users_networks import digits_net
 
 from archsmith.atoms.declared import DeclaredAtoms
-from archsmith.atoms.find import find
+from archsmith.atoms.finding import find
 from archsmith.atoms.gates import GateOptions, LogisticGate
 from archsmith.atoms.shrinker import Shrinker
 from archsmith.atoms.units import UnitGroup

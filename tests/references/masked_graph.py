@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from archsmith.atoms.find import FoundAtoms
+from archsmith.atoms.finding import FoundAtoms
 from archsmith.atoms.propagate import arguments
 from archsmith.atoms.rules.table import packet_name
 

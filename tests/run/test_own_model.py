@@ -11,7 +11,7 @@ from users_networks import DigitsNet, digits_net
 
 import archsmith
 from archsmith.api import report, shrink
-from archsmith.atoms.record import Record, rebuild
+from archsmith.atoms.records import Record, rebuild
 from archsmith.core.errors import UserError
 from archsmith.cost import count
 from archsmith.run.own_model import OwnModel
@@ -198,8 +198,8 @@ def test_scratch_draws_weights_of_the_small_size():
 
 
 def _record_of_a_cut():
-    from archsmith.atoms.find import find
-    from archsmith.atoms.record import record
+    from archsmith.atoms.finding import find
+    from archsmith.atoms.records import record
     from archsmith.atoms.transaction import apply_
 
     network = digits_net()

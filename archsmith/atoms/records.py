@@ -320,7 +320,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         text = (file.metadata() or {}).get("archsmith_record")
         if text is None:
             raise UserError(
-                "path", str(path), allowed="a file with a record, as archsmith.atoms.record.save_weights writes it"
+                "path", str(path), allowed="a file with a record, as archsmith.atoms.records.save_weights writes it"
             )
         return rebuild(model, Record.from_json(text), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
