@@ -16,6 +16,7 @@ _LAZY = {
         ("Architecture", "Budget", "Objective", "ProductSpace", "Result", "Space", "Trial"), "archsmith.space"
     ),
     **dict.fromkeys(("Task", "open_task"), "archsmith.tasks"),
+    "CutSchedule": "archsmith.atoms.unit_budget",
     "Shrinker": "archsmith.atoms.shrinker",
     **dict.fromkeys(("ArchsmithError", "MissingExtra", "UserError"), "archsmith.core.errors"),
 }

@@ -18,6 +18,7 @@ scale get gates that belong to the shrinker and are folded into the weights at e
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -279,13 +280,24 @@ class Shrinker:
     def finish(self) -> bool:
         """End now: bring the model within its budget if it is not, fold all gates into its weights and let go of it.
 
+        Warns when the budget was not met before, because what is cut here is not trained afterwards.
+
         Returns:
             True when units were cut.
         """
         cut = False
         if not self._finished:
+            early, before = self.steps < self.schedule.end, self.cost()["macs"]
             cut = self._cut(self._decided(self.limits, self._dead()))
             self._let_go()
+            if early and cut and self.limits:
+                share = 100 * (1 - self.cost()["macs"] / before)
+                warnings.warn(
+                    f"finish() after {self.steps} steps cut {share:.0f} % of the MACs, and nothing trains the model after "
+                    f"it; the schedule ends at step {self.schedule.end}. Pass schedule=archsmith.CutSchedule(begin=..., "
+                    "end=...) that ends well before the loop does.",
+                    stacklevel=2,
+                )
         return cut
 
     def rewrap(self, model: nn.Module) -> nn.Module:

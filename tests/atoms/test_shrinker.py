@@ -54,6 +54,13 @@ def test_the_budget_holds_at_the_end_and_keys_stay(score, make_optimizer):
     assert not any(module._forward_pre_hooks for module in model.modules())  # let go of the model
 
 
+def test_a_loop_that_ends_before_the_schedule_is_warned():
+    atoms = branches()
+    shrink = Shrinker(atoms, sgd(atoms.model), "macs<=0.5x", score="l2")
+    with pytest.warns(UserWarning, match=r"finish\(\) after 0 steps cut \d+ % of the MACs.*step 1000.*CutSchedule"):
+        assert shrink.finish()
+
+
 def test_units_without_scales_get_gates_that_are_folded_away():
     atoms = attention()
     model = atoms.model
