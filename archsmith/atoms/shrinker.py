@@ -293,9 +293,9 @@ class Shrinker:
             if early and cut and self.limits:
                 share = 100 * (1 - self.cost()["macs"] / before)
                 warnings.warn(
-                    f"finish() after {self.steps} steps cut {share:.0f} % of the MACs, and nothing trains the model after "
-                    f"it; the schedule ends at step {self.schedule.end}. Pass schedule=archsmith.CutSchedule(begin=..., "
-                    "end=...) that ends well before the loop does.",
+                    f"finish() after {self.steps} steps cut {share:.0f} % of the MACs, and nothing trains the model "
+                    f"after it; the schedule ends at step {self.schedule.end}. Pass schedule=archsmith.CutSchedule("
+                    "begin=..., end=...) that ends well before the loop does.",
                     stacklevel=2,
                 )
         return cut
