@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from users_networks import DigitsNet, digits_net
 from safetensors.torch import load_file, save_file
 from small_runs import events, start_cli, wait_for
+from users_networks import DigitsNet, digits_net
 
 import archsmith
 from archsmith.api import report, shrink
