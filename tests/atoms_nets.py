@@ -1,4 +1,4 @@
-"""Small networks that cut in every way users' networks do, for the tests of finding units. Widths are odd on purpose."""
+"""Small networks that use their channels in every way users' networks do, for the tests of finding units."""
 
 from __future__ import annotations
 

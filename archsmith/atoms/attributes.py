@@ -109,6 +109,10 @@ def _wanted(path: str, module: nn.Module, rows: Rows) -> Iterator[tuple[str, Any
             yield "input_size", module.weight_ih.shape[1]
         case nn.MultiheadAttention():
             yield from _attention(path, module, rows)
+        case nn.Transformer():
+            layers = [m for m in module.modules() if isinstance(m, nn.MultiheadAttention)]
+            if layers:
+                yield "d_model", layers[0].out_proj.weight.shape[0]
         case _ if f"{type(module).__module__}.{type(module).__name__}" == "transformers.pytorch_utils.Conv1D":
             weight = cast(Tensor, module.weight)
             yield "nx", weight.shape[0]

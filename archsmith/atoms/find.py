@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ def find(
                 axis, Cause("unused", name.rpartition(".")[0], "it takes no part in this way of calling the model")
             )
     link_shared_sizes(model, propagation)
+    _couple_attention(model, names, sources, labels)
     graph = LabelledGraph(
         graph_module=program.graph_module,
         tensor_names={key: names[name] for key, name in program.tensor_names.items()},
@@ -240,7 +242,7 @@ def _sources(model: nn.Module, names: Mapping[str, str], labels: Labels) -> dict
         spans.setdefault(tensor.untyped_storage().data_ptr(), []).append((start, last, name))
     for each in spans.values():
         each.sort()
-        for (_, end, first), (start, _, second) in zip(each, each[1:], strict=False):
+        for (_, end, first), (start, _, second) in itertools.pairwise(each):
             if start < end:
                 for name in (first, second):
                     for axis in sources[name].values():
@@ -261,6 +263,25 @@ def _freeze(
         for name in fitting:
             for axis in sources[names[name]].values():
                 labels.pin(axis, Cause("frozen", given, "it is named in frozen"))
+
+
+def _couple_attention(model: nn.Module, names: Mapping[str, str], sources: Mapping[str, Axes], labels: Labels) -> None:
+    """Unite what torch's own attention can only lose together: its width is that of its input and output.
+
+    A head goes with as many features of the residual stream.
+    """
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.MultiheadAttention) or module.in_proj_weight is None:
+            continue
+        base = f"{path}." if path else ""
+        packed = sources[names[f"{base}in_proj_weight"]]
+        wide, inputs = packed.get(0), packed.get(1)
+        outputs = sources[names[f"{base}out_proj.weight"]].get(0)
+        cause = Cause("attention", path, "torch.nn.MultiheadAttention is as wide as its input, which stays")
+        if wide is None or inputs is None or outputs is None:
+            continue
+        for other in (outputs, *wide.reshape(3, -1)):
+            labels.join(inputs, other, cause)
 
 
 def _state(program: Program) -> list[fx.Node]:

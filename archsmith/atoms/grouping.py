@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from archsmith.atoms.labels import IntArray
+from archsmith.atoms.labels import IntArray, Labels
 from archsmith.atoms.propagate import LabelledGraph
 from archsmith.atoms.rules.contraction import KERNEL
 from archsmith.atoms.units import Pinned, Place, UnitGroup
@@ -37,9 +37,7 @@ class Grouping:
         for number, (name, axis) in enumerate(self._keys):
             roots = labels.roots(self._graph.sources[name][axis])
             unique, inverse = np.unique(roots, return_inverse=True)
-            leaves = (
-                [_distinct(labels.leaves(root)) for root in unique.tolist()] if labels.any_product(unique) else None
-            )
+            leaves = [_ordered(labels, root) for root in unique.tolist()] if labels.any_product(unique) else None
             if leaves is None:
                 parts.append(_entries(roots, number, np.arange(len(roots)), 0))
                 continue
@@ -92,7 +90,8 @@ class Grouping:
         changes = self._changes()
         wanted: dict[str, list[int]] = {}
         for number, (_, places, _) in enumerate(made):
-            wanted.setdefault(places[0].tensor.rpartition(".")[0] or places[0].tensor, []).append(number)
+            inside = [place.tensor for place in places if "." in place.tensor]
+            wanted.setdefault(inside[0].rpartition(".")[0] if inside else places[0].tensor, []).append(number)
         names: dict[int, str] = {}
         taken: set[str] = set()
         for base, numbers in wanted.items():
@@ -162,8 +161,10 @@ class Grouping:
         return [Pinned(tuple(names), operator, module, reason) for (operator, module, reason), names in tensors.items()]
 
 
-def _distinct(leaves: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(leaves))
+def _ordered(labels: Labels, label: int) -> tuple[int, ...]:
+    """Return the different factors of a label, those that may be removed first."""
+    leaves = dict.fromkeys(labels.leaves(label))
+    return tuple(sorted(leaves, key=lambda leaf: labels.cause(leaf) is not None))
 
 
 def _entries(classes: IntArray, key: int, positions: IntArray, slot: int) -> IntArray:

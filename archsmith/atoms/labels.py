@@ -88,7 +88,7 @@ class Labels:
         return label
 
     def leaves(self, label: int) -> tuple[int, ...]:
-        """Return the classes whose conjunction a label is: its own class, or those of its factors down to plain ones."""
+        """Return the classes whose conjunction a label is: its own, or those of its factors down to plain ones."""
         label = self.root(label)
         parts = self._parts.get(label)
         if parts is None:
@@ -170,7 +170,7 @@ class Labels:
         stack: list[tuple[int, int]] = []
         by_arity: dict[tuple[int, int], list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
         for x, y in pairs.tolist():
-            p, q = self.leaves(x), self.leaves(y)
+            p, q = self._comparable(self.leaves(x), self.leaves(y))
             if len(p) > 1 and len(q) > 1:
                 by_arity.setdefault((len(p), len(q)), []).append((p, q))
             stack.append((x, y))
@@ -178,6 +178,14 @@ class Labels:
             left, right = np.array([p for p, _ in found]), np.array([q for _, q in found])
             stack.extend(self._aligned(left, right))
         self._unite(stack)
+
+    def _comparable(self, p: tuple[int, ...], q: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the factors of two products that must agree: where their numbers differ, pinned ones do not count."""
+        if len(p) == len(q):
+            return p, q
+        free_p = tuple(label for label in p if self._pinned[label] < 0)
+        free_q = tuple(label for label in q if self._pinned[label] < 0)
+        return (free_p, free_q) if free_p and free_q else (p, q)
 
     def _aligned(self, left: IntArray, right: IntArray) -> list[tuple[int, int]]:
         """Return which factors to unite so that products with the rows of ``left`` and ``right`` as factors agree.
@@ -219,10 +227,11 @@ class Labels:
             p, q = self.leaves(low), self.leaves(high)
             first, second = self._parts.get(low), self._parts.pop(high, None)
             if first is not None and second is not None and set(p) != set(q):
-                if len(p) == len(q):
-                    stack.extend(zip(p, q, strict=True))
+                mine, theirs = self._comparable(p, q)
+                if len(mine) == len(theirs):
+                    stack.extend(zip(mine, theirs, strict=True))
                 else:
-                    stack.extend((p[0], other) for other in (*p[1:], *q))
+                    stack.extend((mine[0], other) for other in (*mine[1:], *theirs))
             if (first is None and low in q) or (second is None and high in p):
                 # A label that is a factor of what it meets: it lives only with all the others.
                 stack.extend((p[0], other) for other in (*p, *q) if other != p[0])
@@ -284,7 +293,7 @@ class Labels:
             return nested
         axes = [self.fresh(n) for n in field.shape]
         grid = [np.broadcast_to(_along(axis, i, field.ndim), field.shape) for i, axis in enumerate(axes)]
-        unique, inverse = np.unique(field, return_inverse=True)
+        unique = np.unique(field)
         if len(unique) == field.size and 0 not in unique and not self._derived[unique].any():
             # The common case, all labels plain and different: they become products at once.
             leaves = np.stack([g.ravel() for g in grid], 1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from archsmith.atoms.propagate import LabelledGraph, arguments
-from archsmith.atoms.rules.recurrent import GATES
+from archsmith.atoms.rules.recurrent import CELLS, GATES
 from archsmith.atoms.rules.table import packet_name
 from archsmith.atoms.units import IntArray
 
@@ -161,7 +161,7 @@ def _product(call: _Call) -> Any:
     return call.run({first: call.filled(call.given[first])})
 
 
-@_rule("einsum", "bilinear", "cosine_similarity", *GATES)
+@_rule("einsum", "bilinear", "cosine_similarity", "_weight_norm", *GATES, *CELLS)
 def _contraction(call: _Call) -> Any:
     """Zero every dead element of activations and weights.
 

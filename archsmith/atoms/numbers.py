@@ -124,8 +124,20 @@ def _gaps(
     mine = tensors_of(twin)
     if not leaves or not any(e.requires_grad for e in expected):
         return Gaps(outputs, 0.0, "")
-    ours = _gradients(found, [mine[name] for name in leaves], seed)
-    theirs = _gradients(expected, list(leaves.values()), seed)
+    try:
+        theirs = _gradients(expected, list(leaves.values()), seed)
+    except RuntimeError:
+        # The original itself has no backward pass (it overwrites what that would need): there is nothing to compare,
+        # unless the cut model has one.
+        try:
+            _gradients(found, [mine[name] for name in leaves], seed)
+        except RuntimeError:
+            return Gaps(outputs, 0.0, "")
+        return Gaps(outputs, float("inf"), "the model (only the cut one has a backward pass)")
+    try:
+        ours = _gradients(found, [mine[name] for name in leaves], seed)
+    except RuntimeError:
+        return Gaps(outputs, float("inf"), "the model (only the original has a backward pass)")
     largest = max((_largest(g) for g in theirs if g is not None and g.numel()), default=0.0)
     worst, where = 0.0, ""
     for name, a, b in zip(leaves, ours, theirs, strict=True):

@@ -59,7 +59,7 @@ class Expected:
 
 @dataclass(frozen=True, eq=False)
 class Literal:
-    """A size written out in a view that splits an axis: what has it in common must keep equal widths.
+    """A size written out in a view: what has it in common must keep equal widths.
 
     Attributes:
         module: Qualified name of the module that issued the view.
@@ -82,7 +82,7 @@ class Propagation:
         changes: Reductions met.
         splits: Equal splits met.
         expected: Literal arguments that count labels.
-        literals: Sizes written out in views that split an axis.
+        literals: Sizes written out in views.
     """
 
     labels: Labels

@@ -1,10 +1,10 @@
 """Replay: is the cut model the original without the removed positions, operator by operator?
 
-A copy is cut and exported. Both graphs are walked in step: same operators on the same operands; every tensor has as many
-positions as live in the original; data movement, run on the numbers of the positions, takes the living ones to where
-the original takes them; literals that count something count the living, all other literals are unchanged. By induction
-every element of the cut network stands for one known element of the original. Moved chunk boundaries and stale head
-counts are found even where all shapes fit.
+A copy is cut and exported. Both graphs are walked in step: same operators on the same operands; every tensor has as
+many positions as live in the original; data movement, run on the numbers of the positions, takes the living ones to
+where the original takes them; literals that count something count the living, all other literals are unchanged. By
+induction every element of the cut network stands for one known element of the original. Moved chunk boundaries and
+stale head counts are found even where all shapes fit.
 
 Where the replay fails, integer attributes of the user's modules that hold an old size are tried (``search``).
 """

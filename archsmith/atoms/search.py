@@ -94,9 +94,10 @@ def _changed_sizes(
 
 
 def link_shared_sizes(model: nn.Module, propagation: Propagation) -> None:
-    """Unite columns (or rows) that views of one module split off with one size, where an attribute holds that size.
+    """Unite what views of one module give one axis of one written size: it comes from one attribute or variable.
 
-    Queries and values that are both split by ``head_dim`` can only lose columns together: the attribute is one.
+    Queries and values that are both split by ``head_dim`` can only lose columns together, since the attribute is one.
+    In the outermost module, where code of many layers may stand, an attribute must hold the size.
     """
     modules = dict(model.named_modules())
     first: dict[tuple[str, int, int], IntArray] = {}
@@ -108,7 +109,7 @@ def link_shared_sizes(model: nn.Module, propagation: Propagation) -> None:
         ):
             continue
         held = any(path in modules and any(_holding(modules[path], len(one.labels))) for path in _upwards(one.module))
-        if held:
+        if held or one.module:
             cause = Cause("view", one.module, f"is split by the same attribute ({len(one.labels)}) as what is pinned")
             propagation.labels.join(earlier, one.labels, cause)
 
@@ -175,7 +176,7 @@ def _is(mentioned: frozenset[str] | None, name: str) -> bool:
 
 @functools.cache
 def _mentioned(kind: Hashable) -> frozenset[str] | None:
-    """Return the attribute names that the methods of a class mention, ``__init__`` left out; None without its source."""
+    """Return the attribute names that the methods of a class mention (not ``__init__``), None without its source."""
     names: set[str] = set()
     assert isinstance(kind, type)
     for cls in kind.__mro__:
@@ -225,7 +226,7 @@ def attributes_for(replay: Replay, cut: Cut, *, search: bool, hints: Iterable[Ma
     trials = 0
     while queue and trials < TRIALS:
         chosen, failure = queue.pop(0)
-        for option, owners in _relevant(options, failure):
+        for option in _relevant(options, failure):
             extended = dict(chosen)
             if any(extended.get(path, value) != value for path, value in option):
                 continue
@@ -252,16 +253,14 @@ def attributes_for(replay: Replay, cut: Cut, *, search: bool, hints: Iterable[Ma
     )
 
 
-def _relevant(
-    options: dict[Assignment, tuple[str, ...]], failure: Mismatch
-) -> list[tuple[Assignment, tuple[str, ...]]]:
-    """Return the options, those that concern the failed module first."""
+def _relevant(options: dict[Assignment, tuple[str, ...]], failure: Mismatch) -> list[Assignment]:
+    """Return the options of the module that failed and of those it is in, the nearest first; all if none."""
     if failure.module is None:
-        return list(options.items())
+        return list(options)
     near = set(_upwards(failure.module))
-
-    def distance(owners: tuple[str, ...]) -> int:
-        lengths = [len(owner) + 1 for owner in owners if owner in near]
-        return -max(lengths) if lengths else 1
-
-    return sorted(options.items(), key=lambda item: distance(item[1]))
+    inside = f"{failure.module}." if failure.module else ""
+    close = {
+        option: max((len(owner) + 1 for owner in owners if owner in near or owner.startswith(inside)), default=0)
+        for option, owners in options.items()
+    }
+    return sorted((option for option in options if close[option]), key=lambda option: -close[option]) or list(options)

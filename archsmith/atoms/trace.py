@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 import traceback
 from collections.abc import Callable, Mapping
@@ -50,6 +51,7 @@ class Program:
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         self.graph_module: fx.GraphModule = program.graph_module
+        enter_contexts(self.graph_module)
         self.tensor_names: dict[str, str] = {}
         self.constants: dict[str, Any] = {}
         inputs = []
@@ -69,6 +71,49 @@ class Program:
                     key: (str(path).removeprefix(PREFIX.rstrip(".")).removeprefix("."), kind)
                     for key, (path, kind) in stack.items()
                 }
+
+
+CONTEXTS = (
+    "wrap_with_set_grad_enabled",
+    "wrap_with_autocast",
+    "wrap_activation_checkpoint",
+    "tag_activation_checkpoint",
+)
+"""Operators that run a sub-graph in some context and hand on what it returns."""
+
+
+def enter_contexts(graph_module: fx.GraphModule) -> None:
+    """Put the nodes of sub-graphs that only run in another context (autocast) in the place of the call."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or str(node.target) not in CONTEXTS:
+            continue
+        position = next((i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr"), None)
+        if position is None:
+            continue
+        inner = getattr(graph_module, str(node.args[position].target), None)
+        if not isinstance(inner, fx.GraphModule):
+            continue
+        enter_contexts(inner)
+        operands = node.args[position + 1 :]
+        placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
+        if len(operands) != len(placeholders) or any(n.op == "get_attr" for n in inner.graph.nodes):
+            continue
+        copies = dict(zip(placeholders, operands, strict=True))
+        with graph.inserting_before(node):
+            for one in inner.graph.nodes:
+                if one.op == "call_function":
+                    copies[one] = graph.node_copy(one, copies.__getitem__)
+        (results,) = next(n for n in inner.graph.nodes if n.op == "output").args
+        outputs = results if isinstance(results, list | tuple) else [results]
+        for user in list(node.users):
+            if user.target is operator.getitem:
+                user.replace_all_uses_with(copies[outputs[user.args[1]]])
+                graph.erase_node(user)
+        if not isinstance(results, list | tuple):
+            node.replace_all_uses_with(copies[results])
+        if not node.users:
+            graph.erase_node(node)
 
 
 def call_arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

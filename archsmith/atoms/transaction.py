@@ -125,10 +125,10 @@ def apply_(
     averaged = [unwrap(average) for average in averages]
     tables, optimizers = list(tables), inner_optimizers(optimizers)
     present = fingerprint(inner)
-    _check_fit(inner, present, cut, "model")
-    for average in averaged:
-        _check_fit(average, fingerprint(average), cut, "averages")
     tensors = tensors_of(inner)
+    _check_fit(tensors, present, cut, "model")
+    for average in averaged:
+        _check_fit(tensors_of(average), fingerprint(average), cut, "averages")
     shapes = {name: tuple(tensors[name].shape) for name in cut.tensors}
     past = record(inner, present)
     parameters = {name: tensors[name] for name in cut.tensors if isinstance(tensors[name], nn.Parameter)}
@@ -151,7 +151,7 @@ def apply_(
         value = part.scaled(entry.parameter, value, gradient=entry.order) if entry.order else value
         new_state.append((entry.state, entry.key, value))
     before = None if probe is None else _outputs(inner, probe)
-    params = _elements(inner)
+    params = _elements(tensors)
 
     with Edits() as edits:
         write_tensors(tensors, new_model, edits, grads)
@@ -180,7 +180,7 @@ def apply_(
     _repack(inner)
     return CutOutcome(
         removed={name: len(units) for name, units in cut.removed.items()},
-        params=(params, _elements(inner)),
+        params=(params, _elements(tensors)),
         attributes={**{path: after for path, (_, after) in changed.items()}, **derived},
         absorbed=tuple(absorbed),
         gap=gap,
@@ -189,7 +189,7 @@ def apply_(
     )
 
 
-def _check_fit(model: nn.Module, present: str, cut: Cut, what: str) -> None:
+def _check_fit(tensors: Mapping[str, Tensor], present: str, cut: Cut, what: str) -> None:
     if cut.fingerprint and present != cut.fingerprint:
         raise UserError(
             what,
@@ -197,7 +197,6 @@ def _check_fit(model: nn.Module, present: str, cut: Cut, what: str) -> None:
             allowed=f"the one that the cut was planned for, {cut.fingerprint}",
             hint="Plan the cut anew on the present model.",
         )
-    tensors = tensors_of(model)
     for name, keeping in cut.tensors.items():
         if name not in tensors:
             raise UserError(what, Shown(f"a network without '{name}'"), allowed="the one that the cut was planned for")
@@ -306,8 +305,8 @@ def _outputs(model: nn.Module, probe: Any) -> list[Tensor]:
     return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _elements(model: nn.Module) -> int:
-    distinct = {id(tensor): tensor for tensor in tensors_of(model).values() if isinstance(tensor, nn.Parameter)}
+def _elements(tensors: Mapping[str, Tensor]) -> int:
+    distinct = {id(tensor): tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)}
     return sum(tensor.numel() for tensor in distinct.values())
 
 

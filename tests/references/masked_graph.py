@@ -41,6 +41,14 @@ def masked_outputs(found: FoundAtoms, removed: Any, inputs: list[Tensor]) -> lis
             value = value.index_select(axis, torch.from_numpy((~flags).nonzero()[0]))
         return value
 
+    def zeroed(node: Any, value: Tensor, result: int = 0) -> Tensor:
+        """Zero dead positions in place: views and what they are views of stay one."""
+        axes = graph.dead_axes(node, dead)
+        for axis, flags in (axes[result] if result < len(axes) else {}).items():
+            mask = torch.from_numpy(flags).view([-1 if i == axis else 1 for i in range(value.dim())])
+            value = value.masked_fill(mask, 0) if 0 in value.stride() else value.masked_fill_(mask, 0)
+        return value
+
     def put_back(node: Any, value: Tensor, result: int = 0) -> Tensor:
         axes = graph.dead_axes(node, dead)
         for axis, flags in (axes[result] if result < len(axes) else {}).items():
@@ -55,8 +63,10 @@ def masked_outputs(found: FoundAtoms, removed: Any, inputs: list[Tensor]) -> lis
             if n.op == "placeholder":
                 name = graph.tensor_names.get(n.name)
                 value = tensors[name] if name is not None else feed.get(n.name, graph.constants.get(n.name))
-                value = value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-                return put_back(n, living(n, value)) if isinstance(value, Tensor) else value
+                if not isinstance(value, Tensor):
+                    return value
+                value = value.double() if value.is_floating_point() else value
+                return zeroed(n, value.clone())
             if n.op != "call_function":
                 return super().run_node(n)
             reduces = isinstance(n.target, torch._ops.OpOverload) and packet_name(n) in REDUCTIONS
@@ -64,12 +74,11 @@ def masked_outputs(found: FoundAtoms, removed: Any, inputs: list[Tensor]) -> lis
                 value = self._on_living(n)
             else:
                 args, kwargs = self.fetch_args_kwargs_from_env(n)
-                args, kwargs = _clone((args, _doubles(kwargs)))
-                value = n.target(*_doubles(args), **kwargs)
+                value = n.target(*_doubles(args), **_doubles(kwargs))
             if isinstance(value, Tensor):
-                return value if reduces else put_back(n, living(n, value))
+                return value if reduces else zeroed(n, value)
             if isinstance(value, list | tuple) and not reduces:
-                return [put_back(n, living(n, v, i), i) if isinstance(v, Tensor) else v for i, v in enumerate(value)]
+                return [zeroed(n, v, i) if isinstance(v, Tensor) else v for i, v in enumerate(value)]
             return value
 
         def _on_living(self, n: fx.Node) -> Any:
@@ -107,12 +116,3 @@ def _doubles(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _doubles(v) for k, v in value.items()}
     return type(value)(_doubles(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _clone(value: Any) -> Any:
-    """In-place operators must not reach values that are kept for later."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {k: _clone(v) for k, v in value.items()}
-    return type(value)(_clone(v) for v in value) if isinstance(value, list | tuple) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -143,17 +144,21 @@ def view(p: Propagation, node: fx.Node) -> Axes:
             found = p.spread(inner.reshape(after[to_first:to_last]))
             results.append({to_first + at: labels for at, labels in found.items()})
     merged = p.merged(results)
-    if len(after) > len(before):
-        _note_literals(p, node, merged)
+    _note_literals(p, node, merged, split=len(after) > len(before))
     return merged
 
 
-def _note_literals(p: Propagation, node: fx.Node, found: Axes) -> None:
-    """Note the sizes that a view which splits an axis writes out (-1 is no such size)."""
+def _note_literals(p: Propagation, node: fx.Node, found: Axes, *, split: bool) -> None:
+    """Note the sizes that a view writes out (-1 is no such size), those of merged axes left out."""
     given = p.arguments(node)
     sizes = next((given[name] for name in ("size", "shape") if isinstance(given.get(name), list | tuple)), None)
     for axis, labels in found.items():
-        if sizes is not None and axis < len(sizes) and sizes[axis] != -1:
+        if (
+            sizes is not None
+            and axis < len(sizes)
+            and sizes[axis] != -1
+            and (split or not p.labels.any_product(labels))
+        ):
             p.literals.append(Literal(module_name(node), axis, labels))
 
 
@@ -199,7 +204,7 @@ def _note_split(p: Propagation, node: fx.Node, source: fx.Node) -> None:
         return
     lengths = [shape(value)[axis] for value in values_of(node)]
     bounds = np.cumsum([0, *lengths])
-    pieces = tuple(labels[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    pieces = tuple(labels[a:b] for a, b in itertools.pairwise(bounds))
     if packet_name(node) == "split_with_sizes":
         for position, piece in enumerate(pieces):
             p.expect("split_sizes", piece, position)

@@ -91,3 +91,14 @@ def embedding_bag(p: Propagation, node: fx.Node) -> list[Axes]:
     if given.get("mode") == 2:
         p.change(columns, "max")
     return [first, {}, {}, {}]
+
+
+@rule("_weight_norm")
+def weight_norm(p: Propagation, node: fx.Node) -> Axes:
+    """Scale v by g / |v|: the norm of a slice sums over all other axes, to which zeros add nothing."""
+    given = p.arguments(node)
+    v, g = given["v"], given["g"]
+    for axis, n in enumerate(shape(g)):
+        if n > 1:
+            p.meet(p.on(v, axis), p.on(g, axis))
+    return dict(p.of(v))

@@ -10,6 +10,7 @@ from archsmith.atoms.propagate import Axes, Propagation, shape, values_of
 from archsmith.atoms.rules.table import packet_name, rule
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+CELLS = {"lstm_cell": 4, "gru_cell": 3, "rnn_tanh_cell": 1, "rnn_relu_cell": 1}
 
 
 @rule(*GATES)
@@ -75,3 +76,17 @@ def _cell(p: Propagation, incoming: IntArray | None, params: list[fx.Node], gate
         for gate in range(gates):
             p.meet(hidden, rows[gate * width : (gate + 1) * width])
     return hidden if hidden is not None else np.zeros(width, dtype=np.int64)
+
+
+@rule(*CELLS)
+def cell(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
+    """One step of a recurrent layer: x (b, i), hx (b, h) or a pair of them."""
+    given = p.arguments(node)
+    x, states = given["input"], given["hx"]
+    params = [given[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh") if given.get(name) is not None]
+    hidden = _cell(p, p.on(x, len(shape(x)) - 1), params, CELLS[packet_name(node)])
+    for state in states if isinstance(states, list | tuple) else [states]:
+        if shape(state)[-1] > 1:
+            p.meet(hidden, p.on(state, len(shape(state)) - 1))
+    found: list[Axes] = [{value.dim() - 1: hidden} if value.shape[-1] > 1 else {} for value in values_of(node)]
+    return found if len(found) > 1 else found[0]
