@@ -1,9 +1,9 @@
-"""Which units go, so that a budget holds: by score per cost, in chunks that keep every constraint.
+"""Which units go, so that a budget holds: by lost score per cost, in chunks that keep every constraint.
 
 The planner removes one chunk after another. A chunk is the fewest units of a group that may go together: one, or
-``divisor`` many, or equally many out of every set that must stay balanced. At each step the chunk with the smallest
-part of its group's score for what it saves goes; what it saves follows the present sizes of its neighbours (``UnitCosts.marginal``). It
-stops as soon as every limit holds, by exact counts, and then puts back what has room again.
+``divisor`` many, or equally many out of every set that must stay balanced. At each step the chunk goes that loses least
+for what it saves; what it saves follows the present sizes of its neighbours (``UnitCosts.marginal``). It stops as soon
+as every limit holds, by exact counts, and then puts back what has room again.
 """
 
 from __future__ import annotations
