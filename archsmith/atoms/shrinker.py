@@ -116,7 +116,7 @@ class Shrinker:
         penalty: rho of the proximal step on scales and gates (default 1e-4 for "scale", else 0); for "figs" lambda in
             units of one over the initial cost (default 1).
         normalise: How scores of different groups are compared; by default what suits the score.
-        order: "score_per_cost" or "score"; see ``plan_units``.
+        order: "share_per_cost", "score_per_cost" or "score"; see ``plan_units``.
         seed: Of everything random here; the same on all ranks.
         gate_lr: Learning rate of the gates: by default the optimiser's for magnitude gates, 0.05 for "figs" (Adam).
         gates: Behaviour of the stochastic gates of "figs"; by default temperature 0.1.
@@ -150,7 +150,7 @@ class Shrinker:
         schedule: CutSchedule | None = None,
         penalty: float | None = None,
         normalise: Normalisation | None = None,
-        order: Order = "score_per_cost",
+        order: Order = "share_per_cost",
         seed: int = 0,
         gate_lr: float | None = None,
         gates: GateOptions | None = None,

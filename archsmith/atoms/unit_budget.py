@@ -1,9 +1,9 @@
-"""Which units go, so that a budget holds: by score per cost, in chunks that keep every constraint.
+"""Which units go, so that a budget holds: by lost score per cost, in chunks that keep every constraint.
 
 The planner removes one chunk after another. A chunk is the fewest units of a group that may go together: one, or
-``divisor`` many, or equally many out of every set that must stay balanced. At each step the chunk with the smallest
-score for what it saves goes; what it saves follows the present sizes of its neighbours (``UnitCosts.marginal``). It
-stops as soon as every limit holds, by exact counts, and then puts back what has room again.
+``divisor`` many, or equally many out of every set that must stay balanced. At each step the chunk goes that loses least
+for what it saves; what it saves follows the present sizes of its neighbours (``UnitCosts.marginal``). It stops as soon
+as every limit holds, by exact counts, and then puts back what has room again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from archsmith.atoms.units import IntArray, UnitGroup
 from archsmith.core.errors import Shown, UserError
 
 FloatArray = npt.NDArray[np.float64]
-Order = Literal["score_per_cost", "score"]
+Order = Literal["share_per_cost", "score_per_cost", "score"]
 Removed = dict[str, IntArray]
 """Positions of the units that go, ascending, by group name; groups that lose nothing are left out."""
 
@@ -102,7 +102,7 @@ def plan_units(
     costs: UnitCosts,
     limits: Mapping[str, float],
     *,
-    order: Order = "score_per_cost",
+    order: Order = "share_per_cost",
     dead: Mapping[str, Sequence[int]] | None = None,
     latency: CompiledPolynomial | None = None,
 ) -> UnitPlan:
@@ -113,8 +113,10 @@ def plan_units(
         scores: By group name, (size,), comparable across groups (``unit_scores.normalised``).
         costs: Exact costs of the same groups.
         limits: Absolute limits by cost: "macs", "params", "latency" (ms).
-        order: "score_per_cost": the smallest score for what is saved goes first, where saving counts in parts of what
-            each broken limit still asks for. "score": the smallest mean score goes first.
+        order: "share_per_cost": keeps ``sum over groups of (part of the group's score that is lost)^2`` small for what
+            is saved, where saving counts in parts of what each broken limit still asks for. The square makes every
+            further unit of a group dearer, so that no layer collapses because its units cost most. "score_per_cost":
+            the score itself for what is saved; "score": the smallest mean score. Both can empty one layer.
         dead: Units by group name that go in any case, as far as the constraints allow.
         latency: Predicted milliseconds in the kept units; needed when ``limits`` names the latency.
 
@@ -197,6 +199,9 @@ def _remove_until_it_fits(
     """Take chunks until nothing is exceeded; return the groups in the order in which they lost one."""
     sums = [np.array([values[g][chunk].sum() for chunk in queue]) for g, queue in enumerate(state.queues)]
     lengths = [np.array([len(chunk) for chunk in queue], dtype=float) for queue in state.queues]
+    totals = [float(value.sum()) or 1.0 for value in values]
+    shares = [sums[g] / totals[g] for g in range(len(sums))]
+    lost = [float(shares[g][: state.taken[g]].sum()) for g in range(len(sums))]
     removal: list[int] = []
     while excess := _excess(state.kept, limits, measures):
         open_groups = [g for g, queue in enumerate(state.queues) if state.taken[g] < len(queue)]
@@ -212,7 +217,12 @@ def _remove_until_it_fits(
         if order == "score":
             best = min(useful, key=lambda g: (sums[g][state.taken[g]] / chunk[g], g))
         else:
-            best = min(useful, key=lambda g: (sums[g][state.taken[g]] / relief[g], -relief[g], g))
+            worth = {g: sums[g][state.taken[g]] for g in useful}
+            if order == "share_per_cost":
+                next_share = {g: shares[g][state.taken[g]] for g in useful}
+                worth = {g: (lost[g] + share) ** 2 - lost[g] ** 2 for g, share in next_share.items()}
+            best = min(useful, key=lambda g: (worth[g] / relief[g], -relief[g], g))
+        lost[best] += float(shares[best][state.taken[best]])
         state.take(best)
         removal.append(best)
     return removal

@@ -96,7 +96,7 @@ def plan_with_latency(
     limits: Mapping[str, float],
     table: LatencyTable,
     *,
-    order: Order = "score_per_cost",
+    order: Order = "share_per_cost",
     dead: Mapping[str, Sequence[int]] | None = None,
 ) -> UnitPlan:
     """Return a plan that keeps every limit, the latency by measurement; see ``plan_units``.

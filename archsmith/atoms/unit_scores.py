@@ -10,11 +10,11 @@ gate      keep probability or magnitude of a gate that somebody trains (FiGS, ar
 random    uniform from a generator of its own: what every other score must beat
 ========  ===============================================================================================
 
-Across groups. Scores of different groups have different units of measure, therefore ``normalised`` divides them by the
-mean of their group ("mean", the default of the planner): an average unit of every group then has score 1, and what is
-compared is how far a unit falls below its own group. "max" divides by the largest, "rank" keeps the order within a
-group alone (0 to 1), "none" compares the raw numbers: right for gates and for scales that one penalty pushes, which are
-meant to be compared.
+Across groups. The planner's default order looks at parts of a group's total score and needs no common unit of measure.
+For the other orders ``normalised`` divides scores by the mean of their group ("mean"): an average unit of every group
+then has score 1, and what is compared is how far a unit falls below its own group. "max" divides by the largest, "rank"
+keeps the order within a group alone (0 to 1), "none" compares the raw numbers: right for gates and for scales that one
+penalty pushes, which are meant to be compared.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Settings(BaseModel):
     lr_after: float = Field(0.02, gt=0, description="peak rate of training on with inherited weights")
     weight_decay: float = Field(5e-4, ge=0)
     score: ScoreKind = "scale"
-    order: Order = "score_per_cost"
+    order: Order = "share_per_cost"
     schedule: ScheduleKind = "cubic"
     cuts: int = Field(5, ge=1, description="number of cuts of a gradual schedule")
     penalty: float | None = Field(None, ge=0, description="of scales or gates, see Shrinker; None for its default")

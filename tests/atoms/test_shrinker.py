@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hand_units import IMAGE, Branches, attention, awaken, batch, branches
+from hand_units import IMAGE, Attention, Branches, attention, awaken, batch, branches
 from torch import nn
 from two_processes import outcomes
 
@@ -423,3 +423,21 @@ def test_all_ranks_make_the_same_cuts_under_ddp():
         assert within and cuts >= 1
         assert origin == origin2
         assert weights == weights2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", ["scale", "figs", "taylor"])
+def test_heads_columns_and_neurons_of_a_found_network(score):
+    torch.manual_seed(0)
+    model = Attention()
+    x = torch.randn(4, 5, 6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    shrink = Shrinker(find(model, x), optimizer, "macs<=0.5x", score=score, schedule=QUICK)
+    for number in range(6):
+        inputs, targets = batch(number, (16, 5, 6))
+        F.cross_entropy(model(inputs).mean(1), targets % 6).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        shrink.step()
+    assert count(model, x).macs <= shrink.limits["macs"]
+    assert model(x).shape == x.shape

@@ -43,7 +43,7 @@ def chain(*sizes, divisor=1, minimum=1, balance=()):
     return layers, groups, UnitCosts(layers, torch.zeros(1, 3, 4, 4), groups)
 
 
-@pytest.mark.parametrize("order", ["score_per_cost", "score"])
+@pytest.mark.parametrize("order", ["share_per_cost", "score_per_cost", "score"])
 @settings(deadline=None, max_examples=30)
 @given(share=st.floats(0.08, 0.99), seed=st.integers(0, 5), cost=st.sampled_from(["macs", "params"]))
 def test_the_budget_always_holds_in_the_network_that_is_built(order, share, seed, cost):
@@ -81,22 +81,28 @@ def test_score_per_cost_prefers_what_saves_more():
     _, groups, costs = chain(8, 8)
     scores = {"g0": np.full(8, 1.0), "g1": np.full(8, 1.0)}
     limits = {"macs": 0.8 * costs.of()["macs"]}
-    assert set(plan_units(groups, scores, costs, limits).removed) == {"g1"}  # 8 + 5 products against 3 + 8
+    plan = plan_units(groups, scores, costs, limits, order="score_per_cost")
+    assert set(plan.removed) == {"g1"}  # 8 + 5 products against 3 + 8
     assert set(plan_units(groups, scores, costs, limits, order="score").removed) == {"g0"}
 
 
-def literal_plan(groups, scores, costs, limit):
+def literal_plan(groups, scores, costs, limit, order):
     """The greedy rule as it is said: count the network anew for every unit that could go next."""
     kept = {group.name: group.size for group in groups}
-    order = {name: np.argsort(values, kind="stable").tolist() for name, values in scores.items()}
+    order_of = {name: np.argsort(values, kind="stable").tolist() for name, values in scores.items()}
     removed = []
     while (over := costs.of(kept)["macs"] - limit) > 0:
         best = None
         for group in groups:
             if kept[group.name] > 1:
-                unit = order[group.name][group.size - kept[group.name]]
+                unit = order_of[group.name][group.size - kept[group.name]]
                 saved = costs.of(kept)["macs"] - costs.of({**kept, group.name: kept[group.name] - 1})["macs"]
-                price = scores[group.name][unit] / min(1.0, saved / over)
+                gone = order_of[group.name][: group.size - kept[group.name]]
+                worth = scores[group.name][unit]
+                if order == "share_per_cost":
+                    parts = scores[group.name] / scores[group.name].sum()
+                    worth = (parts[gone].sum() + parts[unit]) ** 2 - parts[gone].sum() ** 2
+                price = worth / min(1.0, saved / over)
                 if best is None or price < best[0]:
                     best = (price, group.name)
         kept[best[1]] -= 1
@@ -107,12 +113,25 @@ def literal_plan(groups, scores, costs, limit):
     return kept
 
 
+@pytest.mark.parametrize("order", ["share_per_cost", "score_per_cost"])
 @pytest.mark.parametrize("seed", range(4))
-def test_every_removal_is_priced_by_the_network_that_is_left(seed):
+def test_every_removal_is_priced_by_the_network_that_is_left(seed, order):
     _, groups, costs = chain(9, 7, 8)
     scores = scores_of(seed, groups)
     limit = 0.4 * costs.of()["macs"]
-    assert plan_units(groups, scores, costs, {"macs": limit}).kept == literal_plan(groups, scores, costs, limit)
+    plan = plan_units(groups, scores, costs, {"macs": limit}, order=order)
+    assert plan.kept == literal_plan(groups, scores, costs, limit, order)
+
+
+def test_no_group_collapses_because_its_units_cost_most():
+    """With equal scores the dearest group would lose everything; here every further unit of it is dearer."""
+    _, groups, costs = chain(24, 24, 24)
+    equal = {group.name: np.full(24, 1.0) for group in groups}
+    limits = {"macs": 0.5 * costs.of()["macs"]}
+    collapsed = plan_units(groups, equal, costs, limits, order="score_per_cost").kept
+    spread = plan_units(groups, equal, costs, limits).kept
+    assert sorted(collapsed.values()) == [10, 24, 24]
+    assert min(spread.values()) >= 12
 
 
 @pytest.mark.parametrize("size", [12, 13])
@@ -182,3 +201,14 @@ def test_wrong_schedules_are_refused():
         CutSchedule(begin=5, end=3)
     with pytest.raises(UserError, match=r"schedule.every: got 0"):
         CutSchedule(every=0)
+
+
+def test_what_has_room_again_is_put_back():
+    """Cheap units go first; then a large chunk of another group saves more than was missing."""
+    _, groups, costs = chain(8, 16)
+    groups = [groups[0], dataclasses.replace(groups[1], divisor=8)]
+    scores = {"g0": np.full(8, 1e-6), "g1": np.full(16, 1.0)}
+    alone = costs.of({"g0": 1})["macs"]
+    plan = plan_units(groups, scores, costs, {"macs": alone - 1})  # all of g0 is one product too much
+    assert plan.kept["g1"] == 8 and plan.kept["g0"] > 1
+    assert costs.of({**plan.kept, "g0": plan.kept["g0"] + 1})["macs"] > alone - 1
