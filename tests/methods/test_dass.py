@@ -9,6 +9,7 @@ from shared_data import cifar10_arrays
 from torch import nn
 from torch.nn import functional
 
+import archsmith
 from archsmith.families.darts import DartsFamily
 from archsmith.families.darts_space import DARTS_V2, Genotype
 from archsmith.layers.darts import DenseLayers
@@ -313,3 +314,32 @@ def test_dense_networks_keep_their_structure():
         DASS_99, seed=0, layers=SparseLayers(0.1)
     )
     assert dense(network).constructor() == {k: v for k, v in network.constructor().items() if k != "layers"}
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_ends_in_the_same_files(tmp_path):
+    lengths = ("search_pretrain", "search_prune", "search_finetune", "pretrain", "prune", "finetune")
+    settings = {**{f"{name}_epochs": 1 for name in lengths}, "search_batch_size": 16, "search_cells": 3}
+
+    def started(name, **more):
+        return archsmith.search(
+            "digits",
+            method="dass",
+            family="darts",
+            out=tmp_path / name,
+            threads=1,
+            quiet=True,
+            family_options={"channels": 4, "cells": 3, "nodes": 2},
+            task_options={"limit": 12},
+            settings={**settings, "batch_size": 16},
+            **more,
+        )
+
+    whole, stopped = started("whole"), started("stopped", time_limit=0.1)
+    assert stopped.status == "stopped"
+    while stopped.status == "stopped":
+        stopped = archsmith.resume(tmp_path / "stopped", time_limit=5.0, quiet=True)
+    for file in ("weights.safetensors", "model.py", "architecture.json"):
+        assert (stopped.folder / file).read_bytes() == (whole.folder / file).read_bytes()
+    assert stopped.result["figures"] == whole.result["figures"]
+    assert stopped.result["figures"]["kept"] < 0.2 * stopped.result["figures"]["weights"]
