@@ -76,6 +76,10 @@ def test_the_toy_ends_where_its_inner_rate_says():
             weights["w"] = weights["w"] - 0.05 * (2 * weights["w"] - 2 * logits["a"])
         assert logits["a"].item() == pytest.approx(expected["alpha"], abs=1e-4)
         assert weights["w"].item() == pytest.approx(expected["w"], abs=1e-4)
+        there = {"w": scalar(2 / (1 + 2 * float(rate)))}
+        assert there["w"].item() == pytest.approx(expected["w"], rel=0, abs=1e-8)
+        still = unrolled(bilinear_train, bilinear_valid, there, {"a": there["w"]}, InnerStep(rate=float(rate)))
+        assert still["a"].item() == pytest.approx(0, abs=1e-10)
 
 
 def test_the_toy_walks_the_published_steps():
