@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx, nn
 
 from archsmith.atoms.fingerprint import fingerprint, first_names, unwrap
-from archsmith.atoms.grouping import Grouping
+from archsmith.atoms.grouping import grouped
 from archsmith.atoms.labels import Cause, Labels
 from archsmith.atoms.numbers import check_numbers
 from archsmith.atoms.plan import CutRefused, plan_cut
@@ -83,7 +83,7 @@ def find(
         sources=sources,
         shapes={name: tuple(t.shape) for name, t in named_tensors(model).items()},
     )
-    grouping = Grouping(graph)
+    grouping = grouped(graph)
     graph.units = grouping.units
     return FoundAtoms(
         model=model,
