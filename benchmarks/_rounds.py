@@ -45,9 +45,9 @@ def ratio(a: list[float], b: list[float]) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def machine(threads: int) -> str:
+def machine(threads: int, rounds: int = ROUNDS) -> str:
     """Return one line about where the figures come from."""
     load = os.getloadavg()[0]
     capability = torch.backends.cpu.get_cpu_capability()
     where = f"torch {torch.__version__}, {platform.machine()} {capability}"
-    return f"{where}, {threads} thread(s), load {load:.1f}, {ROUNDS} rounds"
+    return f"{where}, {threads} thread(s), load {load:.1f}, {rounds} rounds"

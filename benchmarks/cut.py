@@ -180,10 +180,10 @@ def main() -> None:
     try:
         import torch_pruning
 
-        print(f"beside torch-pruning {torch_pruning.__version__}, {machine(arguments.threads)}")
+        print(f"beside torch-pruning {torch_pruning.__version__}, {machine(arguments.threads, arguments.rounds)}")
     except ImportError:
         torch_pruning = None
-        print(f"torch-pruning is not installed: ours alone, {machine(arguments.threads)}")
+        print(f"torch-pruning is not installed: ours alone, {machine(arguments.threads, arguments.rounds)}")
     for name in arguments.models:
         torch.manual_seed(0)
         model, x = MODELS[name](arguments.layers)

@@ -138,7 +138,7 @@ def _gaps(
         ours = _gradients(found, [mine[name] for name in leaves], seed)
     except RuntimeError:
         return Gaps(outputs, float("inf"), "the model (only the original has a backward pass)")
-    largest = max((float(g.abs().max()) for g in theirs if g is not None and g.numel()), default=0.0)
+    largest = max((_largest(g) for g in theirs if g is not None and g.numel()), default=0.0)
     worst, where = 0.0, ""
     for name, a, b in zip(leaves, ours, theirs, strict=True):
         if b is not None and name in cut.tensors:

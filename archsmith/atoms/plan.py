@@ -5,7 +5,9 @@ Groups may come from the finder or be written down by hand: a plan needs only th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -146,8 +148,9 @@ def _tensor_cuts(groups: Sequence[UnitGroup], gone: Mapping[str, IntArray], mode
                     allowed=f"0 to {length - 1}; describe the present model",
                 )
             masks = dead.setdefault(name, {})
-            mask = masks.setdefault(place.axes, np.zeros(length, dtype=bool))
-            mask[place.index[gone[group.name]].reshape(-1)] = True
+            if place.axes not in masks:
+                masks[place.axes] = np.zeros(length, dtype=bool)
+            masks[place.axes][place.index[gone[group.name]]] = True
             owner.setdefault(name, group.name)
     cuts = {}
     for name, masks in dead.items():
@@ -158,9 +161,9 @@ def _tensor_cuts(groups: Sequence[UnitGroup], gone: Mapping[str, IntArray], mode
 
 
 def _length(group: UnitGroup, tensor: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    if not axes or list(axes) != sorted(set(axes)) or not 0 <= axes[0] <= axes[-1] < len(shape):
+    if not (axes and axes[0] >= 0 and axes[-1] < len(shape) and all(a < b for a, b in pairwise(axes))):
         raise UserError(f"group '{group.name}'", axes, allowed=f"ascending axes of '{tensor}', whose shape is {shape}")
-    return int(np.prod([shape[axis] for axis in axes]))
+    return math.prod(shape[axis] for axis in axes)
 
 
 def _tensor_cut(
@@ -169,7 +172,7 @@ def _tensor_cut(
     """Return what one tensor keeps: a plain cut where the living form a rectangle, else rows of equal length."""
     alone = {axes[0]: ~mask for axes, mask in dead.items() if len(axes) == 1}
     together = {axes: ~mask for axes, mask in dead.items() if len(axes) > 1}
-    living = {axis: mask for axis, mask in alone.items() if not mask.all()}
+    living = dict(alone)
     joint = None
     for axes, flat in together.items():
         sizes = [shape[axis] for axis in axes]
@@ -201,12 +204,12 @@ def _tensor_cut(
         joint = (axes, np.flatnonzero(block.reshape(-1)).reshape(int(rows.sum()), int(counts[0])))
         for axis in axes:
             living.pop(axis, None)
-    for axis, mask in living.items():
-        if not mask.any():
+    kept = {axis: np.flatnonzero(mask) for axis, mask in sorted(living.items())}
+    for axis, index in kept.items():
+        if not len(index):
             raise CutRefused(group, f"nothing of axis {axis} of '{name}' {shape} would remain")
-    if not living and joint is None:
-        return None
-    return TensorCut(axes={axis: np.flatnonzero(mask) for axis, mask in sorted(living.items())}, joint=joint)
+    kept = {axis: index for axis, index in kept.items() if len(index) < shape[axis]}
+    return TensorCut(axes=kept, joint=joint) if kept or joint is not None else None
 
 
 def _rectangle(edges: Sequence[BoolArray]) -> BoolArray:

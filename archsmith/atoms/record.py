@@ -204,7 +204,8 @@ def rebuild(model: nn.Module, what: Record, state: Mapping[str, Tensor] | None =
     Args:
         model: The original as its code builds it; changed in place. Nothing is changed when an error is raised.
         what: Its record.
-        state: Weights of the cut network; None keeps the slices of those that ``model`` has.
+        state: Weights of the cut network; None keeps the slices of those that ``model`` has (which preserves a cut,
+            but not the function of a network that was grown).
 
     Returns:
         ``model``.
@@ -331,8 +332,15 @@ def compose(first: TensorCut, second: TensorCut, shape: tuple[int, ...]) -> Tens
         first: Made on the original.
         second: Made on what ``first`` left.
         shape: Of the original.
+
+    Raises:
+        UserError: They cut different pairs of axes jointly.
     """
     joint = None
+    if first.joint is not None and second.joint is not None and first.joint[0] != second.joint[0]:
+        raise UserError(
+            "cut", Shown(f"joint axes {second.joint[0]} after {first.joint[0]}"), allowed="the same ones for one tensor"
+        )
     if first.joint is not None or second.joint is not None:
         pair = (first.joint or second.joint or ((), None))[0]
         rows, columns = pair

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from archsmith.atoms.attributes import refresh_attributes, set_attributes
@@ -21,10 +22,11 @@ from archsmith.atoms.fingerprint import fingerprint, first_names, unwrap
 from archsmith.atoms.groups import tensors_of
 from archsmith.atoms.optimizer_state import check_owners, elementwise_states, inner_optimizers
 from archsmith.atoms.record import Record, attach, record
+from archsmith.atoms.trace import call_arguments
 from archsmith.atoms.units import Cut, TensorCut
 from archsmith.atoms.wrappers import forbid_wrappers
 from archsmith.core.errors import Shown, UserError
-from archsmith.graph import Inputs, as_inputs, evaluating
+from archsmith.graph import evaluating
 
 Absorb = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Returns what to add to biases and running statistics before the cut, by name, from tensors by name (see
@@ -88,7 +90,7 @@ def apply_(
     attributes: Mapping[str, Any] | None = None,
     elementwise: Iterable[str] = (),
     shares: Shares | None = None,
-    probe: Inputs | None = None,
+    probe: Any = None,
     verify: Callable[[nn.Module], None] | None = None,
 ) -> CutOutcome:
     """Cut a model in place, together with everything that depends on its shapes, or change nothing at all.
@@ -107,7 +109,8 @@ def apply_(
         attributes: New values of user attributes by dotted path, over those of the cut.
         elementwise: Names of optimiser states with a number for each element that torch's own do not have.
         shares: Factors on repeated slices (``archsmith.atoms.grow``); a cut has none.
-        probe: Example inputs; the evaluation output on them is compared before and after, and the gap reported.
+        probe: Example inputs (a tensor, a tuple of arguments or a mapping by name); the evaluation output on them is
+            compared before and after, and the gap reported.
         verify: Called with the cut model before the transaction ends; what it raises takes everything back.
 
     Returns:
@@ -122,10 +125,10 @@ def apply_(
     averaged = [unwrap(average) for average in averages]
     tables, optimizers = list(tables), inner_optimizers(optimizers)
     present = fingerprint(inner)
-    _check_fit(inner, present, cut, "model")
-    for average in averaged:
-        _check_fit(average, fingerprint(average), cut, "averages")
     tensors = tensors_of(inner)
+    _check_fit(tensors, present, cut, "model")
+    for average in averaged:
+        _check_fit(tensors_of(average), fingerprint(average), cut, "averages")
     shapes = {name: tuple(tensors[name].shape) for name in cut.tensors}
     past = record(inner, present)
     parameters = {name: tensors[name] for name in cut.tensors if isinstance(tensors[name], nn.Parameter)}
@@ -147,9 +150,8 @@ def apply_(
         value = take(entry.value, cut.tensors[entry.parameter])
         value = part.scaled(entry.parameter, value, gradient=entry.order) if entry.order else value
         new_state.append((entry.state, entry.key, value))
-    inputs = None if probe is None else as_inputs(inner, probe)
-    before = None if inputs is None else _outputs(inner, inputs)
-    params = _elements(inner)
+    before = None if probe is None else _outputs(inner, probe)
+    params = _elements(tensors)
 
     with Edits() as edits:
         write_tensors(tensors, new_model, edits, grads)
@@ -171,14 +173,14 @@ def apply_(
         for network in (inner, *averaged):
             attach(network, text, edits)
         notes += forbid_wrappers(inner, edits)
-        gap = None if inputs is None or before is None else relative_gap(_outputs(inner, inputs), before)
+        gap = None if before is None else relative_gap(_outputs(inner, probe), before)
         if verify is not None:
             with torch.enable_grad():
                 verify(inner)
     _repack(inner)
     return CutOutcome(
         removed={name: len(units) for name, units in cut.removed.items()},
-        params=(params, _elements(inner)),
+        params=(params, _elements(tensors)),
         attributes={**{path: after for path, (_, after) in changed.items()}, **derived},
         absorbed=tuple(absorbed),
         gap=gap,
@@ -187,7 +189,7 @@ def apply_(
     )
 
 
-def _check_fit(model: nn.Module, present: str, cut: Cut, what: str) -> None:
+def _check_fit(tensors: Mapping[str, Tensor], present: str, cut: Cut, what: str) -> None:
     if cut.fingerprint and present != cut.fingerprint:
         raise UserError(
             what,
@@ -195,10 +197,16 @@ def _check_fit(model: nn.Module, present: str, cut: Cut, what: str) -> None:
             allowed=f"the one that the cut was planned for, {cut.fingerprint}",
             hint="Plan the cut anew on the present model.",
         )
-    tensors = tensors_of(model)
     for name, keeping in cut.tensors.items():
         if name not in tensors:
             raise UserError(what, Shown(f"a network without '{name}'"), allowed="the one that the cut was planned for")
+        if is_traceable_wrapper_subclass(tensors[name]):
+            raise UserError(
+                what,
+                Shown(f"'{name}' as a {type(tensors[name]).__name__}"),
+                allowed="plain tensors",
+                hint="Cut before parameters are sharded or quantised.",
+            )
         shape = tensors[name].shape
         ends = [(axis, int(index.max(initial=-1)), len(index)) for axis, index in keeping.axes.items()]
         if keeping.joint is not None:
@@ -290,14 +298,15 @@ def relative_gap(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
     return worst
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def _outputs(model: nn.Module, probe: Any) -> list[Tensor]:
+    args, kwargs = call_arguments(model, probe)
     with evaluating(model), torch.no_grad():
-        leaves = tree_leaves(model(*inputs))
+        leaves = tree_leaves(model(*args, **kwargs))
     return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _elements(model: nn.Module) -> int:
-    distinct = {id(tensor): tensor for tensor in tensors_of(model).values() if isinstance(tensor, nn.Parameter)}
+def _elements(tensors: Mapping[str, Tensor]) -> int:
+    distinct = {id(tensor): tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)}
     return sum(tensor.numel() for tensor in distinct.values())
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from archsmith.atoms.edits import Edits, set_tensor
+from archsmith.atoms.fingerprint import unwrap
 from archsmith.atoms.record import record
 from archsmith.core.errors import ArchsmithError, Shown, UserError
 
@@ -41,7 +42,7 @@ def forbid_wrappers(model: nn.Module, edits: Edits) -> list[str]:
 
 def _wrappers_of(model: nn.Module) -> list[DistributedDataParallel]:
     objects = (o for o in gc.get_objects() if issubclass(type(o), DistributedDataParallel))
-    return [wrapper for wrapper in objects if wrapper._modules.get("module") is model]
+    return [wrapper for wrapper in objects if unwrap(wrapper) is model]
 
 
 def _refuse(wrapper: nn.Module, inputs: Any) -> NoReturn:

@@ -116,6 +116,12 @@ def test_one_cut_equals_two_in_a_row(seed):
     assert torch.equal(take(tensor, compose(first, second, tuple(tensor.shape))), take(middle, second))
 
 
+def test_different_joint_axes_do_not_compose():
+    matrix = np.arange(4).reshape(2, 2)
+    with pytest.raises(UserError, match=r"joint axes \(1, 2\) after \(0, 1\); allowed: the same ones for one tensor"):
+        compose(TensorCut(joint=((0, 1), matrix)), TensorCut(joint=((1, 2), matrix)), (2, 2, 2))
+
+
 def test_ranges():
     for index in ([], [3], [0, 1, 2, 5, 7, 8], [0, 0, 1, 2, 2]):
         array = np.array(index, dtype=np.int64)

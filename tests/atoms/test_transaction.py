@@ -345,6 +345,18 @@ def test_wrong_cuts_tables_and_attributes_are_said():
     assert [model.conv1.out_channels, model.conv2.out_channels] == [len(KEPT["a"]), len(KEPT["b"])]
 
 
+def test_tensors_that_are_not_plain_are_said():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    model = nn.Linear(4, 4)
+    cut = plan_cut([UnitGroup("g", 4, (rows("weight", 0, 4), rows("bias", 0, 4)))], {"g": [0]}, model)
+    model.weight = nn.Parameter(TwoTensor(torch.ones(4, 4), torch.ones(4, 4)))
+    with pytest.raises(
+        UserError, match=r"got 'weight' as a TwoTensor; allowed: plain tensors. Cut before parameters are"
+    ):
+        apply_(model, cut)
+
+
 def test_an_attribute_that_can_not_be_set_rolls_back():
     class Strict(Block):
         @property
