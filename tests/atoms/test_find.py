@@ -172,6 +172,24 @@ def test_branches_of_the_training_mode_count():
     assert ("extra.weight", 1) in {(p.tensor, p.axes[0]) for p in group.places}
 
 
+def test_code_of_the_training_mode_that_does_not_fit_refuses_the_cut():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.width = nn.Linear(4, 6), nn.Linear(6, 3), 6
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            if self.training:
+                y = y + torch.cat([y[:, 3:], y[:, :3]], -1) * 0.1
+            return self.b(y)
+
+    found = find(Noisy(), torch.randn(2, 4))
+    assert {group.size for group in found.groups} == {3}  # the training mode pairs i with i + 3
+    with pytest.raises(CutRefused, match=r"in training mode: aten\.slice"):
+        found.plan({found.groups[0].name: [0]})
+
+
 def test_unused_tensors_stay():
     model = Sized(torch.relu)
     model.unused = nn.Parameter(torch.zeros(6))
