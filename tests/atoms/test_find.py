@@ -9,8 +9,8 @@ from archsmith.atoms.find import find
 from archsmith.atoms.plan import CutRefused
 from archsmith.core.errors import UserError
 
-MAY_REFUSE = {"shuffle into conv", "shape-scaled attention"}
-"""Nets some of whose cuts are refused: two rows written as a number, a scale by the width."""
+MAY_REFUSE = {"shuffle into conv", "shape-scaled attention", "written in slices"}
+"""Nets some of whose cuts are refused: numbers of rows or positions in the code, a scale by the width."""
 
 
 def cut_and_compare(name: str, limit: int) -> None:
