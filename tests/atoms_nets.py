@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from atoms_odd_nets import ODD
 from torch import Tensor, nn
 
 
@@ -486,6 +487,7 @@ NETS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "gcn": lambda: (Gcn(), (torch.randn(4, 5), torch.tensor([[0, 1, 2, 3, 0], [1, 0, 3, 2, 2]]))),
     "bottlenecks": lambda: (ResNet((1, 1), 4, 5), images(3, 16)),
     "shufflenet": lambda: (ShuffleNet(), images()),
+    **ODD,
 }
 
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import fx, nn
 
 from archsmith.atoms.fingerprint import fingerprint, first_names, unwrap
-from archsmith.atoms.grouping import Grouping
+from archsmith.atoms.grouping import grouped
 from archsmith.atoms.labels import Cause, Labels
 from archsmith.atoms.numbers import check_numbers
 from archsmith.atoms.plan import CutRefused, plan_cut
 from archsmith.atoms.propagate import Axes, LabelledGraph, Propagation
-from archsmith.atoms.replay import Replay
+from archsmith.atoms.replay import Replay, compare, cut_copy
 from archsmith.atoms.rules import rule_for
 from archsmith.atoms.search import attributes_for, link_shared_sizes
 from archsmith.atoms.trace import Forward, Program, export, named_tensors
@@ -64,9 +66,13 @@ def find(
     _freeze(model, names, list(frozen), sources, labels)
     propagation = _propagate(program, names, sources, labels)
     used = {names[program.tensor_names[node.name]] for node in _state(program) if node.users}
-    saved = model.state_dict(keep_vars=True)
-    if any(sources[names[name]] and names[name] not in used for name, t in saved.items() if t.is_floating_point()):
-        used |= _follow_training(model, example_inputs, forward, names, sources, labels, propagation)
+    training: tuple[Program, Propagation] | None = None
+    if branches_on_training(model) or _unused(model, names, sources, used):
+        training = _follow_training(model, example_inputs, forward, names, sources, labels)
+    if training is not None:
+        used |= {names[training[0].tensor_names[node.name]] for node in _state(training[0]) if node.users}
+        propagation.changes.extend(training[1].changes)
+        propagation.splits.extend(training[1].splits)
     for name in sorted(set(names.values()) - used):
         for axis in sources[name].values():
             labels.pin(
@@ -74,16 +80,9 @@ def find(
             )
     link_shared_sizes(model, propagation)
     _couple_attention(model, names, sources, labels)
-    graph = LabelledGraph(
-        graph_module=program.graph_module,
-        tensor_names={key: names[name] for key, name in program.tensor_names.items()},
-        constants=program.constants,
-        input_names=program.input_names,
-        propagation=propagation,
-        sources=sources,
-        shapes={name: tuple(t.shape) for name, t in named_tensors(model).items()},
-    )
-    grouping = Grouping(graph)
+    shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
+    graph = _labelled(program, propagation, names, sources, shapes)
+    grouping = grouped(graph)
     graph.units = grouping.units
     return FoundAtoms(
         model=model,
@@ -93,6 +92,25 @@ def find(
         labelled=graph,
         example_inputs=example_inputs,
         forward=forward,
+        training=None if training is None else _labelled(*training, names, sources, shapes),
+    )
+
+
+def _labelled(
+    program: Program,
+    propagation: Propagation,
+    names: Mapping[str, str],
+    sources: dict[str, Axes],
+    shapes: dict[str, tuple[int, ...]],
+) -> LabelledGraph:
+    return LabelledGraph(
+        graph_module=program.graph_module,
+        tensor_names={key: names[name] for key, name in program.tensor_names.items()},
+        constants=program.constants,
+        input_names=program.input_names,
+        propagation=propagation,
+        sources=sources,
+        shapes=shapes,
     )
 
 
@@ -108,6 +126,7 @@ class FoundAtoms:
         labelled: The exported graph with labels on every tensor.
         example_inputs: As given to ``find``.
         forward: As given to ``find``.
+        training: The graph of the training mode, where that has code or tensors of its own and can be traced.
     """
 
     model: nn.Module
@@ -117,6 +136,7 @@ class FoundAtoms:
     labelled: LabelledGraph
     example_inputs: Any = None
     forward: Forward | None = None
+    training: LabelledGraph | None = dataclasses.field(default=None, repr=False)
     _attributes: dict[Any, tuple[Mapping[str, Any], ...]] = dataclasses.field(default_factory=dict, repr=False)
     _compared: set[Any] = dataclasses.field(default_factory=set, repr=False)
 
@@ -174,12 +194,26 @@ class FoundAtoms:
         pattern = replay.kind(done)
         if pattern not in self._compared:
             check_numbers(self.labelled, self.model, done, self.example_inputs, self.forward)
+            self._check_training(done)
             self._compared.add(pattern)
         return done
 
     @functools.cached_property
     def _replay(self) -> Replay:
         return Replay(self.labelled, self.model, self.example_inputs, self.forward)
+
+    def _check_training(self, cut: Cut) -> None:
+        """Replay the training mode, where it has code of its own."""
+        if self.training is None:
+            return
+        group = next(iter(cut.removed))
+        try:
+            program = export(cut_copy(self.model, cut), self.example_inputs, self.forward, training=True)
+        except UserError as error:
+            raise CutRefused(group, f"the cut model does not run in training mode: {error.given}") from error
+        mismatch = compare(self.training, program, self.labelled.dead_units(cut.removed))
+        if mismatch is not None:
+            raise CutRefused(group, f"in training mode: {mismatch.reason}")
 
     def _check_splits(self, cut: Cut) -> None:
         dead = self.labelled.dead_units(cut.removed)
@@ -307,6 +341,25 @@ def _propagate(program: Program, names: Mapping[str, str], sources: Mapping[str,
     return propagation
 
 
+def branches_on_training(model: nn.Module) -> bool:
+    """Whether the code of one of the user's modules asks in an ``if`` whether it is training."""
+    kinds = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.nn")}
+    for kind in kinds:
+        try:
+            source = inspect.getsource(kind)
+        except (OSError, TypeError):
+            return True
+        if re.search(r"\bif\b[^\n]*\.training\b", source):
+            return True
+    return False
+
+
+def _unused(model: nn.Module, names: Mapping[str, str], sources: Mapping[str, Axes], used: set[str]) -> bool:
+    """Whether a saved tensor with a width takes no part in the evaluation mode."""
+    saved = model.state_dict(keep_vars=True)
+    return any(sources[names[n]] and names[n] not in used for n, t in saved.items() if t.is_floating_point())
+
+
 def _follow_training(
     model: nn.Module,
     example_inputs: Any,
@@ -314,14 +367,10 @@ def _follow_training(
     names: Mapping[str, str],
     sources: Mapping[str, Axes],
     labels: Labels,
-    propagation: Propagation,
-) -> set[str]:
+) -> tuple[Program, Propagation] | None:
     """Follow the labels through the training mode as well: branches that only it has must fit after a cut, too."""
     try:
         program = export(model, example_inputs, forward, training=True)
     except UserError:
-        return set()
-    training = _propagate(program, names, sources, labels)
-    propagation.changes.extend(training.changes)
-    propagation.splits.extend(training.splits)
-    return {names[program.tensor_names[node.name]] for node in _state(program) if node.users}
+        return None
+    return program, _propagate(program, names, sources, labels)

@@ -6,10 +6,51 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from archsmith.atoms.labels import IntArray, Labels
+from archsmith.atoms.labels import Cause, IntArray, Labels
 from archsmith.atoms.propagate import LabelledGraph
 from archsmith.atoms.rules.contraction import KERNEL
 from archsmith.atoms.units import Pinned, Place, UnitGroup
+
+
+def grouped(graph: LabelledGraph) -> Grouping:
+    """Return the groups; those of which a split into equal pieces needs as many are united, unit by unit.
+
+    A channel of the left half of a shuffle network can only go with one of the right half; which ones go together is
+    free, so the units are paired in their order (one with several, where one group has a multiple of the other's).
+
+    Args:
+        graph: Its labels are changed.
+    """
+    while True:
+        grouping = Grouping(graph)
+        units = grouping.units
+        pair = next(filter(None, (_halves(graph, split.pieces, units) for split in graph.propagation.splits)), None)
+        if pair is None:
+            return grouping
+        first, second = pair
+        cause = Cause("split", "", "it must go together with what stays, so that the pieces of a split stay equal")
+        graph.labels.join(np.repeat(units[first], len(units[second]) // len(units[first])), units[second], cause)
+
+
+def _halves(graph: LabelledGraph, pieces: Sequence[IntArray], units: dict[str, IntArray]) -> tuple[str, str] | None:
+    """Return two groups, the smaller first, whose units together have equally many positions in every piece."""
+    labels = graph.labels
+    counts: dict[int, list[int]] = {}
+    for number, piece in enumerate(pieces):
+        for root in labels.roots(piece).tolist():
+            for leaf in dict.fromkeys(labels.leaves(root)):
+                counts.setdefault(leaf, [0] * len(pieces))[number] += 1
+    uneven: list[tuple[str, tuple[int, ...]]] = []
+    for name, members in sorted(units.items(), key=lambda item: len(item[1])):
+        each = {tuple(counts.get(unit, [0] * len(pieces))) for unit in members.tolist()}
+        if len(each) != 1 or len(set(own := each.pop())) == 1:
+            continue
+        for smaller, other in uneven:
+            times, rest = divmod(len(members), len(units[smaller]))
+            if not rest and len({a + times * b for a, b in zip(other, own, strict=True)}) == 1:
+                return smaller, name
+        uneven.append((name, own))
+    return None
 
 
 class Grouping:

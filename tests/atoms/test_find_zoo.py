@@ -10,6 +10,7 @@ import pytest
 import torch
 from atoms_checks import gap, random_removal, removable_share
 from atoms_nets import NETS, build, randomised
+from atoms_odd_nets import ODD
 from transformers_nets import TRANSFORMERS, logits
 
 from archsmith.atoms.finding import find
@@ -57,5 +58,5 @@ def test_random_cuts_are_exact_or_refused(name, capsys):
             f"| {exact} exact, {sum(refused.values())} refused, {len(wrong)} wrong | {reasons} |"
         )
     assert not wrong
-    if name not in TEACHING:
+    if name not in TEACHING and name not in ODD:
         assert share >= 0.8

@@ -48,7 +48,7 @@ def addmm(p: Propagation, node: fx.Node) -> Axes:
     """Bias + a times b."""
     given = list(p.arguments(node).values())
     found = _product(p, given[1], given[2], shape(node))
-    return _meet_aligned(p, [(found, shape(node)), (p.of(given[0]), shape(given[0]))], shape(node))
+    return meet_aligned(p, [(found, shape(node)), (p.of(given[0]), shape(given[0]))], shape(node))
 
 
 def _product(p: Propagation, a: fx.Node, b: fx.Node, size: tuple[int, ...]) -> Axes:
@@ -58,7 +58,7 @@ def _product(p: Propagation, a: fx.Node, b: fx.Node, size: tuple[int, ...]) -> A
     lead_b = {axis: labels for axis, labels in p.of(b).items() if axis < rank_b - 2}
     kept = (rank_a > 1) + (rank_b > 1)
     lead = size[: len(size) - kept]
-    found = _meet_aligned(p, [(lead_a, shape(a)[:-2]), (lead_b, shape(b)[:-2])], lead)
+    found = meet_aligned(p, [(lead_a, shape(a)[:-2]), (lead_b, shape(b)[:-2])], lead)
     rows, columns = _last(p, a, 2) if rank_a > 1 else None, _last(p, b) if rank_b > 1 else None
     if rows is not None:
         found[len(lead)] = rows
@@ -67,7 +67,7 @@ def _product(p: Propagation, a: fx.Node, b: fx.Node, size: tuple[int, ...]) -> A
     return found
 
 
-def _meet_aligned(p: Propagation, operands: list[tuple[Axes, tuple[int, ...]]], size: tuple[int, ...]) -> Axes:
+def meet_aligned(p: Propagation, operands: list[tuple[Axes, tuple[int, ...]]], size: tuple[int, ...]) -> Axes:
     """Let axes meet that are aligned from the right."""
     found: Axes = {}
     for axis, n in enumerate(size):
@@ -260,7 +260,7 @@ def bilinear(p: Propagation, node: fx.Node) -> Axes:
         p.meet(out, p.on(bias, 0))
     rank = len(shape(node))
     lead = [({x: s for x, s in p.of(t).items() if x < rank - 1}, shape(t)[:-1]) for t in (a, b)]
-    found = _meet_aligned(p, lead, shape(node)[:-1])
+    found = meet_aligned(p, lead, shape(node)[:-1])
     if out is not None:
         found[rank - 1] = out
     return found

@@ -61,7 +61,6 @@ def is_elementwise(node: fx.Node) -> bool:
     "conj",
     "resolve_conj",
     "resolve_neg",
-    "one_hot_like",
     "zeros_like",
     "ones_like",
     "full_like",

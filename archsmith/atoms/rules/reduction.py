@@ -7,6 +7,8 @@ from typing import Any
 from torch import fx
 
 from archsmith.atoms.propagate import Axes, Propagation, shape, values_of
+from archsmith.atoms.rules.contraction import meet_aligned
+from archsmith.atoms.rules.elementwise import elementwise
 from archsmith.atoms.rules.table import packet_name, rule
 
 PRESERVED = frozenset({"sum", "norm", "linalg_vector_norm", "count_nonzero", "any"})
@@ -45,8 +47,6 @@ def reduce(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
     """Drop the reduced axes; except for sums, a removal changes the result."""
     name = packet_name(node)
     if name in ("max", "min") and len(node.all_input_nodes) == 2:
-        from archsmith.atoms.rules.elementwise import elementwise
-
         return elementwise(p, node)
     given = p.arguments(node)
     x = given["self"]
@@ -117,14 +117,12 @@ def by_rank(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
 @rule("cosine_similarity")
 def cosine_similarity(p: Propagation, node: fx.Node) -> Axes:
     """Two tensors meet; zeros add nothing to product and norms."""
-    from archsmith.atoms.rules.contraction import _meet_aligned
-
     given = p.arguments(node)
     a, b = given["x1"], given["x2"]
     rank = max(len(shape(a)), len(shape(b)))
     size = tuple(
         max(s[i - rank + len(s)] if i - rank + len(s) >= 0 else 1 for s in (shape(a), shape(b))) for i in range(rank)
     )
-    found = _meet_aligned(p, [(p.of(a), shape(a)), (p.of(b), shape(b))], size)
+    found = meet_aligned(p, [(p.of(a), shape(a)), (p.of(b), shape(b))], size)
     dim = given["dim"] % rank
     return {axis - (axis > dim): labels for axis, labels in found.items() if axis != dim}
