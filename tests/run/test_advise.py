@@ -67,7 +67,7 @@ def test_the_shipped_figures_have_a_baseline_and_name_what_exists() -> None:
     [
         (["--evaluations", "60"], "random"),
         ([], "atomnas"),
-        (["--own-model"], "no command in this version"),
+        (["--own-model"], "archsmith shrink module:factory"),
         (["--data", "text"], "Nothing was measured for text"),
         (["--evaluations", "60", "--objectives", "2"], "nsga2"),
     ],

@@ -1,6 +1,6 @@
 """Shrink one trained CNN to half its MACs by several scores, on CIFAR-10 images: accuracy before, after, at the end.
 
-    python benchmarks/shrink_own_cifar10.py --data cifar10.npz --out runs/shrink-cifar10
+    python benchmarks/evidence/shrink_own_cifar10.py --data cifar10.npz --out runs/shrink-cifar10
 
 For every seed the network is trained once at full width; every score then starts from these weights, with the same
 steps, the same order of images and the same budget. Typed again, it goes on.

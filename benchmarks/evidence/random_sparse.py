@@ -5,7 +5,7 @@ convolutional chains on 16x16. On every parent several ways of choosing a sub-ne
 search, an evolution of the same untrained loss, zero-cost scores, and the search for the *largest* loss (does the
 untrained loss say anything?). Without --parents a first impression of a few seconds.
 
-    python benchmarks/random_sparse.py --data FOLDER --parents 20 --draws 60 --epochs 6
+    python benchmarks/evidence/random_sparse.py --data FOLDER --parents 20 --draws 60 --epochs 6
 """
 
 from __future__ import annotations

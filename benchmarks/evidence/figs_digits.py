@@ -1,6 +1,6 @@
 """FiGS on the digits: MACs and accuracy against the strength of the penalty, and uniformly scaled networks beside it.
 
-    python benchmarks/figs_digits.py --out runs/figs-digits
+    python benchmarks/evidence/figs_digits.py --out runs/figs-digits
 
 For every penalty (lambda in units of one over the initial cost) and seed: structure learning, one cut, training from
 new weights as published and from those the search left. Beside it the same network with all widths scaled to at most

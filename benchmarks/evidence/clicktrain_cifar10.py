@@ -4,8 +4,8 @@ A network of four 3x3 convolutions (24, 32, 48, 48, batch normalisation), 4,000 
 images that nothing is chosen by. Half of the kernels of three layers go and four of nine weights stay in the others
 (4.5 times fewer weights in these layers). Every arm of a seed begins with the same weights and sees the same batches.
 
-Run: ``python benchmarks/clicktrain_cifar10.py --data FOLDER [--seeds 5]`` with ``FOLDER/train.npy`` and ``test.npy``
-(N, 3, 32, 32, bytes) and ``train_labels.npy``, ``test_labels.npy``. One line of JSON for each arm and seed.
+Run: ``python benchmarks/evidence/clicktrain_cifar10.py --data FOLDER [--seeds 5]`` with ``FOLDER/train.npy`` and
+``test.npy`` (N, 3, 32, 32, bytes), ``train_labels.npy``, ``test_labels.npy``. One line of JSON for each arm and seed.
 """
 
 from __future__ import annotations
