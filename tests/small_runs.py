@@ -19,7 +19,13 @@ import pytest
 from archsmith.core.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+}
+"""Processes import modules beside this file (networks of users), as somebody's shell in that folder would."""
+
 FILES = ("architecture.json", "check.safetensors", "model.onnx", "model.py", "weights.safetensors")
 
 ROWS = "[[1, 8, 1, 1, [3]], [4, 8, 2, 2, [3, 5]]]"

@@ -34,7 +34,10 @@ def draw_noise(
     shape: Sequence[int], generator: torch.Generator | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return logistic noise of ``shape``; uniform numbers are kept off 0 and 1, where it is infinite."""
-    uniform = torch.rand(*shape, generator=generator, dtype=dtype or torch.float32)
+    return _noise_from(torch.rand(*shape, generator=generator, dtype=dtype or torch.float32))
+
+
+def _noise_from(uniform: Tensor) -> Tensor:
     tiny = torch.finfo(uniform.dtype).eps
     return logistic_noise(uniform.clamp(tiny, 1.0 - tiny))
 
@@ -164,7 +167,8 @@ class LogisticGate(nn.Module):
         """Return the gates of this forward pass, (channels,)."""
         noise = self.noise
         if self.training and noise is None:
-            noise = draw_noise(self.logits.shape, dtype=self.logits.dtype).to(self.logits.device)
+            # "As many as there are logits", not "six": a cut of the channels is seen to fit (``archsmith.atoms.find``).
+            noise = _noise_from(torch.rand_like(self.logits))
         return self.options.mask(self.logits, noise if self.training else None, self.steps)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,9 +23,7 @@ def uniform(p: Propagation, node: fx.Node) -> Axes:
     return found
 
 
-@rule(
-    "arange", "linspace", "eye", "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "empty", "new_empty"
-)
+@rule("arange", "linspace", "eye", "rand", "randn", "randint", "randperm", "empty", "new_empty")
 def fixed(p: Propagation, node: fx.Node) -> Axes:
     """Return no labels: what the values are depends on the position."""
     p.pin_inputs(node, "random numbers follow the width")

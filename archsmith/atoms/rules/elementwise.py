@@ -61,6 +61,8 @@ def is_elementwise(node: fx.Node) -> bool:
     "conj",
     "resolve_conj",
     "resolve_neg",
+    "rand_like",  # noise of the shape of a tensor: no number of it belongs to a position
+    "randn_like",
     "zeros_like",
     "ones_like",
     "full_like",
