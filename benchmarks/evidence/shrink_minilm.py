@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import archsmith
-from archsmith.atoms.find import FoundAtoms, find
-from archsmith.atoms.record import load_weights, save_weights
+from archsmith.atoms.finding import FoundAtoms, find
+from archsmith.atoms.records import load_weights, save_weights
 from archsmith.atoms.unit_budget import CutSchedule
 from archsmith.cost import measure_many
 from archsmith.cost.backends import threads_pinned
