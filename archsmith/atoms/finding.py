@@ -80,7 +80,7 @@ def find(
             labels.pin(
                 axis, Cause("unused", name.rpartition(".")[0], "it takes no part in this way of calling the model")
             )
-    _pin_unread(program, names, sources, labels)
+    _pin_unread(program, propagation)
     link_shared_sizes(model, propagation)
     _couple_attention(model, names, sources, labels)
     shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
@@ -357,28 +357,30 @@ def branches_on_training(model: nn.Module) -> bool:
     return False
 
 
-def _pin_unread(program: Program, names: Mapping[str, str], sources: Mapping[str, Axes], labels: Labels) -> None:
-    """Pin the positions of saved tensors that a slice leaves out: longer inputs than the examples may read them."""
+def _pin_unread(program: Program, propagation: Propagation) -> None:
+    """Pin the positions of saved tensors that a slice leaves out: longer inputs than the examples may read them.
+
+    What is computed from saved tensors alone (a sum of two tables) counts as saved.
+    """
+    of_inputs: set[fx.Node] = set()
     for node in program.graph_module.graph.nodes:
-        if node.target is not torch.ops.aten.slice.Tensor:
-            continue
-        base = node.args[0]
-        while base.target is torch.ops.aten.slice.Tensor:
-            base = base.args[0]
-        if base.name not in program.tensor_names:
-            continue
-        axis = node.args[1] if len(node.args) > 1 else 0
-        name = names[program.tensor_names[base.name]]
-        width = int(base.meta["val"].shape[axis])
-        own = sources[name].get(axis % base.meta["val"].dim())
-        if own is None or int(node.args[0].meta["val"].shape[axis]) != width:
-            continue
-        start, end, step = (*node.args[2:5], None, None, None)[:3]
-        unread = np.ones(width, dtype=bool)
-        unread[slice(start, end, step)] = False
-        if unread.any():
-            reason = "a slice takes a part that may depend on the size of the input"
-            labels.pin(own[unread], Cause("aten.slice.Tensor", name.rpartition(".")[0], reason))
+        given = (
+            node.op == "placeholder" and node.name not in program.tensor_names and node.name not in program.constants
+        )
+        if given or any(source in of_inputs for source in node.all_input_nodes):
+            of_inputs.add(node)
+        elif node.target is torch.ops.aten.slice.Tensor:
+            table = node.args[0]
+            axis = (node.args[1] if len(node.args) > 1 else 0) % table.meta["val"].dim()
+            axes = propagation.axes.get(table)
+            own = axes.get(axis) if isinstance(axes, dict) else None
+            if own is None:
+                continue
+            unread = np.ones(len(own), dtype=bool)
+            unread[slice(*(*node.args[2:5], None, None, None)[:3])] = False
+            if unread.any():
+                reason = "a slice takes a part that may depend on the size of the input"
+                propagation.labels.pin(own[unread], Cause("aten.slice.Tensor", "", reason))
 
 
 def _unused(model: nn.Module, names: Mapping[str, str], sources: Mapping[str, Axes], used: set[str]) -> bool:

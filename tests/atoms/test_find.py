@@ -325,17 +325,19 @@ class TablesLongerThanTheExample(nn.Module):
     def __init__(self):
         super().__init__()
         self.positions = nn.Parameter(torch.randn(12, 6))
+        self.first, self.second = nn.Parameter(torch.randn(12, 6)), nn.Parameter(torch.randn(12, 6))
         self.embedding = nn.Embedding(12, 6)
         self.register_buffer("numbers", torch.arange(12)[None])
         self.inner, self.outer = nn.Linear(6, 5), nn.Linear(5, 3)
 
     def forward(self, x):
         length = x.shape[1]
-        x = x + self.positions[:length] + self.embedding(self.numbers[:, :length])
+        x = x + self.positions[:length] + (self.first + self.second)[:length] + self.embedding(self.numbers[:, :length])
         return self.outer(torch.relu(self.inner(x)))
 
 
 def test_what_longer_inputs_would_read_is_pinned():
     found = find(TablesLongerThanTheExample(), torch.randn(2, 4, 6))
     assert [(group.name, group.size) for group in found.groups] == [("inner", 5)]
-    assert any("positions" in pinned.tensors and "size of the input" in pinned.reason for pinned in found.pinned)
+    for name in ("positions", "first", "second", "numbers"):
+        assert any(name in pinned.tensors and "size of the input" in pinned.reason for pinned in found.pinned)
