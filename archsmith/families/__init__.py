@@ -22,3 +22,8 @@ def family_table() -> list[dict[str, Any]]:
             if named and isinstance(node, ast.Assign):
                 rows += [{**row, "file": f"archsmith/families/{path.name}"} for row in ast.literal_eval(node.value)]
     return sorted(rows, key=lambda row: str(row["name"]))
+
+
+def relaxable_families() -> list[str]:
+    """Return the names of families with a supernet that can be relaxed (rows of ``FAMILIES`` with ``relaxed=True``)."""
+    return [str(row["name"]) for row in family_table() if row.get("relaxed")]

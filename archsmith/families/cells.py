@@ -7,7 +7,7 @@ Source: NAS-Bench-201, arXiv 2001.00326.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,19 @@ from torch import nn
 from archsmith.core.errors import Shown, UserError
 from archsmith.cost import count
 from archsmith.families.cell_spaces import NB201_EDGES, NB201_OPERATIONS, nas_bench_201_space
+from archsmith.families.nas_bench_201_supernet import MixedNasBench201, NasBench201Supernet
 from archsmith.layers.cells import DenseCell, NasBench201Network, make_edge_operation
 from archsmith.space import Architecture, ProductSpace
 from archsmith.supernet import SinglePathSupernet, Switch
+from archsmith.supernet.mixed import Relaxation
+from archsmith.supernet.relaxed import MakeEdge, mixed_edge
 
 FAMILIES = (
     {
         "name": "nas-bench-201",
         "title": "NAS-Bench-201 networks: a cell of six edges and five operations (15,625 cells)",
         "task": "images",
+        "relaxed": True,
     },
 )
 
@@ -123,6 +127,50 @@ class NasBench201Family:
                         )
                         switches[path].append(f"{name}.edges.{index}")
         return SinglePathSupernet(network, self.space, switches, self.build)
+
+    def relaxed(
+        self,
+        *,
+        seed: int | None = None,
+        relaxation: Relaxation | None = None,
+        make_edge: MakeEdge = mixed_edge,
+        edge_weights: bool = False,
+        affine: bool = False,
+        operations: Sequence[str] = NB201_OPERATIONS,
+    ) -> NasBench201Supernet:
+        """Return the supernet that differentiable searches train: every edge mixes all operations.
+
+        Args:
+            seed: Seed of weights and logits; None draws the weights from torch's global generator.
+            relaxation: From logits to mixing weights; softmax if None.
+            make_edge: Makes an edge of its candidates.
+            edge_weights: Whether the edges of a node are weighted against each other.
+            affine: Whether normalisations of cells and reductions have a scale and a shift.
+            operations: Candidates of every edge.
+
+        Raises:
+            UserError: An operation that the space does not have, or none at all.
+        """
+        if not operations or not set(operations) <= set(NB201_OPERATIONS):
+            raise UserError("operations", operations, allowed=f"some of {', '.join(NB201_OPERATIONS)}")
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            nothing = ("none",) * len(EDGE_PATHS)
+            skeleton = NasBench201Network(
+                self.image[0], self.num_classes, self.channels, self.cells, nothing, affine=affine
+            )
+            network = MixedNasBench201(skeleton, operations, make_edge)
+        first = 0 if seed is None else seed
+        return NasBench201Supernet(network, self.space, operations, self.build, relaxation, first, edge_weights)
+
+    def search_form(self, channels: int, cells: int) -> NasBench201Family:
+        """Return the family of the search network: itself, as in the benchmark."""
+        return self
+
+    def final_form(self, *, auxiliary: bool) -> NasBench201Family:
+        """Return the family of the final network: itself, it has no auxiliary classifier."""
+        return self
 
     def architecture_of(self, network: NasBench201Network) -> Architecture:
         """Return the point of the space that ``network`` is."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ from archsmith.families.darts_supernet import DartsSupernet, SearchNetwork
 from archsmith.layers.darts import DartsNetwork, DenseLayers
 from archsmith.space import Architecture, ProductSpace
 from archsmith.supernet.mixed import Relaxation
+from archsmith.supernet.relaxed import MakeEdge, mixed_edge
 
 FAMILIES = (
     {
         "name": "darts",
         "title": "Two cells of four nodes with two edges each, stacked (DARTS)",
         "task": "images",
+        "relaxed": True,
     },
 )
 
@@ -167,6 +169,8 @@ class DartsFamily:
         relaxation: Relaxation | None = None,
         options: Mapping[str, tuple[tuple[str, ...], ...]] | None = None,
         layers: DenseLayers | None = None,
+        make_edge: MakeEdge = mixed_edge,
+        edge_weights: bool = False,
     ) -> DartsSupernet:
         """Return the search network: all operations on every edge, weights of their own.
 
@@ -175,6 +179,8 @@ class DartsFamily:
             relaxation: From logits to mixing weights; softmax if None.
             options: Candidates of each edge by kind of cell ("normal", "reduce"); by default ``operations`` everywhere.
             layers: Makes convolutions and classifier; ordinary ones if None.
+            make_edge: Makes an edge of its candidates.
+            edge_weights: Whether the edges of a node are weighted against each other.
 
         Raises:
             UserError: ``options`` has another number of edges.
@@ -185,8 +191,28 @@ class DartsFamily:
             raise UserError("options", options, allowed=f"candidates of {edges} edges for each of {', '.join(CELLS)}")
         skeleton = self._skeleton(layers)
         with _seeded(seed):
-            network = SearchNetwork(**{**skeleton, "layers": layers or DenseLayers()}, nodes=self.nodes, options=chosen)
-        return DartsSupernet(network, skeleton, self.space, self.nodes, chosen, relaxation, 0 if seed is None else seed)
+            network = SearchNetwork(
+                **{**skeleton, "layers": layers or DenseLayers()},
+                nodes=self.nodes,
+                options=chosen,
+                make_edge=make_edge,
+            )
+        first = 0 if seed is None else seed
+        return DartsSupernet(
+            network, skeleton, self.space, self.nodes, chosen, relaxation, first, edge_weights=edge_weights
+        )
+
+    def relaxed(self, **options: Any) -> DartsSupernet:
+        """Return the supernet that differentiable searches train; arguments as of ``supernet``."""
+        return self.supernet(**options)
+
+    def search_form(self, channels: int, cells: int) -> DartsFamily:
+        """Return the family of the search network: as wide and deep as said, without the auxiliary classifier."""
+        return replace(self, auxiliary=False, channels=channels, cells=cells)
+
+    def final_form(self, *, auxiliary: bool) -> DartsFamily:
+        """Return the family of the final network, with or without the auxiliary classifier."""
+        return replace(self, auxiliary=auxiliary)
 
     def architecture_of(self, network: DartsNetwork) -> Architecture:
         """Return the point of the space that ``network`` is."""

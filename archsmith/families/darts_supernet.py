@@ -27,12 +27,15 @@ from archsmith.layers.darts import (
     stem_outputs,
 )
 from archsmith.space import Architecture, ProductSpace
-from archsmith.supernet.mixed import MixedOp, Relaxation
-from archsmith.supernet.relaxed import RelaxedSupernet
+from archsmith.supernet.mixed import Relaxation
+from archsmith.supernet.relaxed import MakeEdge, SearchSupernet, mixed_edge
 from archsmith.supernet.selection import magnitude
 
 Options = tuple[tuple[str, ...], ...]
 """Candidates of each edge of a cell."""
+
+FREE = ("skip_connect", "max_pool_3x3", "avg_pool_3x3", "none")
+"""Operations without weights; a search whose cells hold little else has collapsed."""
 
 
 class SearchCell(nn.Module):
@@ -47,6 +50,7 @@ class SearchCell(nn.Module):
         reduction: Whether edges that read an input have stride 2.
         after_reduction: Whether node 0's input has twice the resolution of node 1's.
         layers: Makes the convolutions.
+        make_edge: Makes an edge of its candidates.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class SearchCell(nn.Module):
         reduction: bool,
         after_reduction: bool,
         layers: DenseLayers,
+        make_edge: MakeEdge = mixed_edge,
     ) -> None:
         super().__init__()
         self.nodes = nodes
@@ -67,16 +72,22 @@ class SearchCell(nn.Module):
         self.edges = nn.ModuleList()
         for (source, _), names in zip(edges_of(nodes), options, strict=True):
             stride = 2 if reduction and source < 2 else 1
-            self.edges.append(
-                MixedOp({name: make_primitive(name, channels, stride, False, layers, True) for name in names})
-            )
 
-    def forward(self, before: Tensor, previous: Tensor, mixing_EO: Tensor) -> Tensor:
-        """Map both inputs to (B, nodes * C, H', W')."""
+            def candidates(width: int, names: Sequence[str] = names, stride: int = stride) -> dict[str, nn.Module]:
+                return {name: make_primitive(name, width, stride, False, layers, True) for name in names}
+
+            self.edges.append(make_edge(candidates, channels, stride))
+
+    def forward(
+        self, before: Tensor, previous: Tensor, mixing_EO: Tensor, edge_weights_E: Tensor | None = None
+    ) -> Tensor:
+        """Map both inputs to (B, nodes * C, H', W'); every edge counts by its weight, where they have any."""
         states = [self.before(before), self.previous(previous)]
         edge = 0
         for _ in range(self.nodes):
             terms = [self.edges[edge + source](state, mixing_EO[edge + source]) for source, state in enumerate(states)]
+            if edge_weights_E is not None:
+                terms = [edge_weights_E[edge + source] * term for source, term in enumerate(terms)]
             edge += len(terms)
             total = terms[0]
             for term in terms[1:]:
@@ -97,6 +108,7 @@ class SearchNetwork(nn.Module):
         options: Candidates of every edge, by kind of cell.
         stem: "cifar" or "imagenet".
         layers: Makes convolutions and classifier.
+        make_edge: Makes an edge of its candidates.
     """
 
     def __init__(
@@ -109,6 +121,7 @@ class SearchNetwork(nn.Module):
         options: Mapping[str, Options],
         stem: str,
         layers: DenseLayers,
+        make_edge: MakeEdge = mixed_edge,
     ) -> None:
         super().__init__()
         self.layers = layers
@@ -121,7 +134,9 @@ class SearchNetwork(nn.Module):
             reduction = kind == "reduce"
             channels = 2 * channels if reduction else channels
             self.cells.append(
-                SearchCell(options[kind], nodes, before, previous, channels, reduction, after_reduction, layers)
+                SearchCell(
+                    options[kind], nodes, before, previous, channels, reduction, after_reduction, layers, make_edge
+                )
             )
             before, previous, after_reduction = previous, nodes * channels, reduction
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -131,12 +146,12 @@ class SearchNetwork(nn.Module):
         """Return logits (B, num_classes) for images (B, C, H, W)."""
         before, previous = stem_outputs(self.stem, x)
         for cell, kind in zip(self.cells, self.kinds, strict=True):
-            before, previous = previous, cell(before, previous, mixing[kind])
+            before, previous = previous, cell(before, previous, mixing[kind], mixing.get(f"{kind}_edges"))
         logits: Tensor = self.classifier(self.pool(previous).flatten(1))
         return logits
 
 
-class DartsSupernet(RelaxedSupernet):
+class DartsSupernet(SearchSupernet):
     """The search network with its architecture logits, "normal" and "reduce", each (14, 8) as published.
 
     Made by ``DartsFamily.supernet``. Until ``activate`` it is called with relaxed logits; with an architecture active
@@ -150,6 +165,7 @@ class DartsSupernet(RelaxedSupernet):
         options: Candidates of every edge, by kind of cell.
         relaxation: From logits to mixing weights; softmax if None.
         seed: Seed of the initial logits.
+        edge_weights: Whether the edges of a node are weighted against each other.
     """
 
     def __init__(
@@ -161,20 +177,22 @@ class DartsSupernet(RelaxedSupernet):
         options: Mapping[str, Options],
         relaxation: Relaxation | None,
         seed: int,
+        edge_weights: bool = False,
     ) -> None:
-        super().__init__(network, options, relaxation=relaxation, seed=seed)
-        self.space = space
+        edges = edges_of(nodes)
+        super().__init__(
+            network,
+            options,
+            space=space,
+            labels=dict.fromkeys(CELLS, tuple(f"{_node(source)} to {_node(target)}" for source, target in edges)),
+            targets=dict.fromkeys(CELLS, tuple(target for _, target in edges)),
+            per_node=2,
+            relaxation=relaxation,
+            seed=seed,
+            edge_weights=edge_weights,
+        )
         self.nodes = nodes
         self._arguments = dict(arguments)
-        self.active: dict[str, Tensor] | None = None
-
-    def activate(self, architecture: Mapping[str, Any] | None) -> None:
-        """Make an architecture's path the one that the next calls take, or, with None, the relaxed mixture again.
-
-        Raises:
-            UserError: It is not of the space.
-        """
-        self.active = None if architecture is None else self.path(architecture)
 
     def path(self, architecture: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the mixing weights of an architecture: one on the operations of its edges, zero everywhere else.
@@ -184,10 +202,6 @@ class DartsSupernet(RelaxedSupernet):
         """
         genotype = genotype_of(self.space.validate(architecture))
         return self.one_hot({cell: self._on_edges(getattr(genotype, cell)) for cell in CELLS})
-
-    def forward(self, x: Tensor, mixing: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return logits (B, num_classes); see ``RelaxedSupernet.forward``."""
-        return super().forward(x, self.active if mixing is None else mixing)
 
     def extract(self, architecture: Mapping[str, Any]) -> DartsNetwork:
         """Return the architecture's path as a network of its own, with copies of weights and running statistics.
@@ -220,23 +234,41 @@ class DartsSupernet(RelaxedSupernet):
         """Return the cells by magnitude: two strongest edges into each node, the strongest operation other than none.
 
         Args:
-            mixing: Strength of every operation by kind of cell; the relaxed logits if None.
+            mixing: Strength of every operation by kind of cell; the relaxed logits if None. See ``derive``.
         """
-        with torch.no_grad():
-            mixing = self.mixing() if mixing is None else mixing
-        cells = {cell: magnitude(mixing[cell], self.options[cell], edges_of(self.nodes)) for cell in CELLS}
+        strengths = self.strengths(mixing)
+        cells = {cell: magnitude(strengths[cell], self.options[cell], edges_of(self.nodes)) for cell in CELLS}
         concat = tuple(range(2, self.nodes + 2))
         return Genotype(**cells, normal_concat=concat, reduce_concat=concat)
 
-    def architecture(self) -> Architecture:
-        """Return ``genotype()`` as a point of the space."""
-        return architecture_of(self.genotype())
+    def derive(self, mixing: Mapping[str, Tensor] | None = None) -> Architecture:
+        """Return ``genotype(mixing)`` as a point of the space."""
+        return architecture_of(self.genotype(mixing))
+
+    def places(self) -> dict[str, tuple[str, int]]:
+        """Return the kind of cell and the number of every edge, by the edge's name in ``network``."""
+        assert isinstance(self.network, SearchNetwork)
+        return {
+            f"cells.{index}.edges.{edge}": (kind, edge)
+            for index, kind in enumerate(self.network.kinds)
+            for edge in range(len(edges_of(self.nodes)))
+        }
+
+    def weightless(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Return for each kind of cell how many operations have no weights."""
+        genotype = genotype_of(architecture)
+        return {cell: sum(name in FREE for name, _ in getattr(genotype, cell)) for cell in CELLS}
 
     def _on_edges(self, chosen: Sequence[tuple[str, int]]) -> list[str | None]:
         operations: dict[tuple[int, int], str] = {
             (source, number // 2 + 2): operation for number, (operation, source) in enumerate(chosen)
         }
         return [operations.get(edge) for edge in edges_of(self.nodes)]
+
+
+def _node(number: int) -> str:
+    """Return the name of a node in reports: the inputs are c_{k-2} and c_{k-1}, own nodes are counted from 0."""
+    return ("c_{k-2}", "c_{k-1}")[number] if number < 2 else str(number - 2)
 
 
 _SEARCH_FORM: dict[str, Any] = {"affine": False, "pool_norm": True}

@@ -27,14 +27,14 @@ from torch import nn
 
 from archsmith.cost import count
 from archsmith.families.darts_space import Genotype
-from archsmith.families.darts_supernet import DartsSupernet
 from archsmith.layers.darts import DartsNetwork
 from archsmith.layers.sparse import SparseLayers, dense_state, kept_counts, reset_scores_, set_keep_
 from archsmith.run.costs import CostModel
 from archsmith.run.drive import Delivered
-from archsmith.run.relaxed_search import Phase, Plan, RelaxedSearcher, phase_hooks
+from archsmith.run.relaxed_search import RelaxedSearcher, phase_hooks
+from archsmith.run.relaxed_settings import Phase, Plan
 from archsmith.space import Architecture
-from archsmith.supernet.relaxed import batch_statistics
+from archsmith.supernet.relaxed import SearchSupernet, batch_statistics
 from archsmith.tasks.base import Task
 from archsmith.train.loop import Position, next_epoch, train_epoch
 from archsmith.train.schedules import cosine_by_epoch
@@ -363,13 +363,13 @@ class Searcher(RelaxedSearcher):
         """Return SGD over what learns in the phase; dropped weights keep their values."""
         return momentum_sgd(network, phase)
 
-    def finished(self, network: DartsNetwork) -> DartsNetwork:
+    def finished(self, network: nn.Module) -> nn.Module:
         """Return the final network with ordinary layers; what its masks dropped is zero."""
-        return dense(network)
+        return dense(cast(DartsNetwork, network))
 
-    def finished_path(self, supernet: DartsSupernet, architecture: Architecture) -> DartsNetwork:
+    def finished_path(self, supernet: SearchSupernet, architecture: Architecture) -> nn.Module:
         """Return a path of the supernet with ordinary layers, under its present masks."""
-        return dense(supernet.extract(architecture))
+        return dense(cast(DartsNetwork, supernet.extract(architecture)))
 
     def deliver(self) -> Delivered:
         """Return the network as it would be delivered now, with the number of its weights that are not zero."""

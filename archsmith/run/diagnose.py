@@ -384,16 +384,18 @@ def _collapsed(seen: _Seen) -> Iterator[Finding]:
 
     Reduction cells are not asked: pooling is ordinary there, the published ones are mostly that.
     """
-    searching = [epoch for epoch in seen.epochs if "weightless" in epoch and "genotype" in epoch]
+    searching = [epoch for epoch in seen.epochs if "weightless" in epoch and "operations" in epoch]
     if not searching:
         return
-    free, operations = searching[-1]["weightless"]["normal"], len(searching[-1]["genotype"]["normal"])
+    weightless, operations_of = searching[-1]["weightless"], searching[-1]["operations"]
+    asked = [group for group in weightless if group != "reduce"]
+    free, operations = sum(weightless[group] for group in asked), sum(operations_of[group] for group in asked)
     if free < _COLLAPSED * operations:
         return
     total = seen.setting("search_epochs")
     yield Finding(
         "warning",
-        "The normal cell has hardly any weights",
+        f"The {' and '.join(asked)} cell has hardly any weights",
         f"{free} of its {operations} operations are skips or poolings. Relaxed searches drift there when the supernet "
         "is trained long, because skips make it learn faster; the network of such cells is often weak.",
         seen.with_setting("search_epochs", max(1, int(total) // 2)) if total else _reseeded(seen),

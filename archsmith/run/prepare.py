@@ -18,7 +18,7 @@ from archsmith.config import RunConfig, Runtime, validated
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.processes import local_process_rank
 from archsmith.core.protocols import Logger
-from archsmith.families import family_table
+from archsmith.families import family_table, relaxable_families
 from archsmith.run.checkpoints import check_disk_space
 from archsmith.run.costs import BuildableFamily, CostModel
 from archsmith.run.directory import Run
@@ -27,6 +27,9 @@ from archsmith.space import Budget
 from archsmith.tasks.base import Task
 from archsmith.train.compute import Compute, resolve_device
 from archsmith.train.workers import Workers
+
+RELAXED = "relaxed"
+"""What a method's ``WORKS_ON`` says if it works on every family whose choices can be relaxed."""
 
 
 def prepare(
@@ -78,6 +81,8 @@ def prepare(
 def _require_fit(config: RunConfig, module: ModuleType) -> None:
     """Refuse a family that a method says it does not work on."""
     works_on = getattr(module, "WORKS_ON", None)
+    if works_on == RELAXED:
+        works_on = relaxable_families()
     if works_on is not None and config.family["name"] not in works_on:
         raise UserError(
             "family",

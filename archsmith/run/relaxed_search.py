@@ -1,33 +1,34 @@
-"""The run that differentiable cell searches share: phases on the relaxed supernet, selection, phases on what it gave.
+"""The run that differentiable searches share: phases on the relaxed supernet, selection, phases on what it gave.
 
 ``RelaxedSearcher`` is a ``Searcher`` (see ``archsmith.run.drive``): it can be stopped after any step and goes on bit
-for bit. A method gives it the phases and overrides what it changes: the layers, what a phase freezes, the selection.
+for bit. A method gives it the phases and overrides what it changes: the relaxation, the edges, the updater, what a
+phase freezes, the selection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, islice
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from archsmith.core.errors import UserError
 from archsmith.core.rng import seed_of
-from archsmith.families.darts import DartsFamily
-from archsmith.families.darts_space import CELLS, Genotype, architecture_of
-from archsmith.families.darts_supernet import DartsSupernet
-from archsmith.layers.darts import DartsNetwork, DenseLayers
+from archsmith.families import relaxable_families
 from archsmith.run.costs import CostModel
 from archsmith.run.drive import Delivered, Monitor
+from archsmith.run.relaxed_settings import Phase, Plan
 from archsmith.space import Architecture
-from archsmith.supernet.relaxed import batch_statistics, entropy
+from archsmith.supernet.expected import CandidateMacs
+from archsmith.supernet.mixed import Relaxation
+from archsmith.supernet.relaxed import MakeEdge, SearchSupernet, batch_statistics, entropy
 from archsmith.tasks.base import Task
-from archsmith.train.auxiliary import WithAuxiliary
+from archsmith.train.auxiliary import AuxiliaryNetwork, WithAuxiliary
 from archsmith.train.average import recalibrate
-from archsmith.train.bilevel import BilevelStep, Order, bilevel_epoch, halves
+from archsmith.train.bilevel import Bilevel, BilevelStep, Updater, bilevel_epoch, halves
 from archsmith.train.layout import use_memory_format_
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
 from archsmith.train.schedules import cosine_by_epoch
@@ -36,64 +37,30 @@ from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
 RECALIBRATION_BATCHES = 8
 """Training batches from which a path taken out of the supernet gets statistics of its own."""
 
-FREE = ("skip_connect", "max_pool_3x3", "avg_pool_3x3", "none")
-"""Operations without weights; a search whose cells hold little else has collapsed."""
+UPDATER = "updater."
+"""Prefix of the updater's tensors in a checkpoint."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """One part of a training, with its own momentum SGD.
+@runtime_checkable
+class DropsPaths(Protocol):
+    """A network that can drop paths while it trains."""
 
-    Attributes:
-        name: As the method calls it.
-        epochs: Its length; 0 leaves it out.
-        batch_size: Images of a step.
-        lr: Learning rate of the first epoch; a cosine takes it to ``lr_min``.
-        lr_min: See ``lr``.
-        momentum: Of the optimiser.
-        weight_decay: L2 on all that is trained.
-        clip_norm: Largest norm of the gradient; 0 for no limit.
-        logits: Whether the architecture logits learn too (in the search).
-        drop_path: Probability of dropped paths at the end of the phase, rising linearly (behind the search).
-        auxiliary_weight: Weight of the auxiliary classifier's loss; 0 for none (behind the search).
-    """
-
-    name: str
-    epochs: int
-    batch_size: int
-    lr: float
-    lr_min: float = 0.0
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
-    clip_norm: float = 5.0
-    logits: bool = False
-    drop_path: float = 0.0
-    auxiliary_weight: float = 0.0
+    def set_drop_path(self, probability: float) -> None:
+        """Set the probability."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A whole search.
+@runtime_checkable
+class RelaxableFamily(Protocol):
+    """A family whose choices can be relaxed."""
 
-    Attributes:
-        search: Phases on the supernet.
-        final: Phases on the network that was selected, from fresh weights.
-        channels: Channels of the first cells of the search network.
-        cells: Its cells.
-        order: How the gradient of the logits is taken.
-        logit_lr: Learning rate of the logits (Adam).
-        logit_betas: Its decay rates.
-        logit_decay: L2 on the logits.
-    """
+    def relaxed(self, **options: Any) -> SearchSupernet:
+        """Return the supernet; options are ``seed``, ``relaxation``, and those of the hooks that a method overrides."""
 
-    search: tuple[Phase, ...]
-    final: tuple[Phase, ...]
-    channels: int
-    cells: int
-    order: Order = "first"
-    logit_lr: float = 3e-4
-    logit_betas: tuple[float, float] = (0.5, 0.999)
-    logit_decay: float = 1e-3
+    def search_form(self, channels: int, cells: int) -> Any:
+        """Return the family of the search network; one without a smaller form returns itself."""
+
+    def final_form(self, *, auxiliary: bool) -> Any:
+        """Return the family of the final network, with an auxiliary classifier where it can have one."""
 
 
 def phase_hooks(optimizer: torch.optim.Optimizer, phase: Phase, rate: float) -> LoopHooks:
@@ -110,7 +77,7 @@ class RelaxedSearcher:
     """Search on a relaxed supernet, then training of the selected network from scratch.
 
     Args:
-        family: Family of the final network; the search network has its cells and image size.
+        family: Family of the final network; the search network is its ``search_form``.
         task: What is learned. The search moves weights on one half of the training images and logits on the other; the
             final network learns from all of them.
         plan: Phases and sizes.
@@ -121,10 +88,10 @@ class RelaxedSearcher:
     Attributes:
         supernet: While the search lasts, else None.
         network: The final network, once there is one, else None.
-        genotype: The selection, once it is made.
+        chosen: The selection, once it is made.
 
     Raises:
-        UserError: A budget, another family, or a task that cannot be parted.
+        UserError: A budget, a family without a relaxed supernet, or a task that cannot be parted.
     """
 
     def __init__(
@@ -137,13 +104,13 @@ class RelaxedSearcher:
         seed: int,
         memory_format: str = "contiguous",
     ) -> None:
-        if not isinstance(family, DartsFamily):
-            raise UserError("family", type(family).__name__, allowed="'darts', whose cells this method searches")
+        if not isinstance(family, RelaxableFamily):
+            names = " or ".join(map(repr, relaxable_families()))
+            raise UserError("family", type(family).__name__, allowed=f"{names}, whose choices can be relaxed")
         if costs is not None and costs.limits:
             raise UserError("budget", costs.budget_text, allowed="none: this method searches for accuracy alone")
-        weighty = any(phase.auxiliary_weight > 0 for phase in plan.final)
-        self.family = replace(family, auxiliary=weighty)
-        self.small = replace(family, auxiliary=False, channels=plan.channels, cells=plan.cells)
+        self.family: Any = family.final_form(auxiliary=any(phase.auxiliary_weight > 0 for phase in plan.final))
+        self.small: Any = family.search_form(plan.channels, plan.cells)
         self.task, self.plan, self.costs, self.seed = task, plan, costs, seed
         self.phases = tuple(phase for phase in (*plan.search, *plan.final) if phase.epochs > 0)
         self._searching = sum(phase.epochs > 0 for phase in plan.search)
@@ -156,10 +123,12 @@ class RelaxedSearcher:
         ]
         self.format = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
         self.position = Position()
-        self.genotype: Genotype | None = None
+        self.chosen: Architecture | None = None
         self.figures: dict[str, float] = {}
-        self.network: DartsNetwork | None = None
-        self.supernet: DartsSupernet | None = self.small.supernet(seed=seed_of(seed, "weights"), layers=self.layers())
+        self.network: nn.Module | None = None
+        self.supernet: SearchSupernet | None = self.small.relaxed(
+            seed=seed_of(seed, "weights"), **self.supernet_options()
+        )
         use_memory_format_(self.supernet.network, self.format)
         self.logit_optimizer = torch.optim.Adam(
             self.supernet.logits.parameters(),
@@ -167,13 +136,30 @@ class RelaxedSearcher:
             betas=plan.logit_betas,
             weight_decay=plan.logit_decay,
         )
+        self.updater = self.make_updater()
+        self._expected: CandidateMacs | None = None
         self._enter(0, fresh=True)
 
     # ------------------------------------------------------------------ what a method may change
 
-    def layers(self) -> DenseLayers | None:
-        """Return what makes convolutions and classifier, for the supernet and again for the final network."""
+    def relaxation(self) -> Relaxation | None:
+        """Return how logits become mixing weights; the softmax if None."""
         return None
+
+    def make_edge(self) -> MakeEdge | None:
+        """Return what makes an edge of its candidates; an ordinary mixed operation if None."""
+        return None
+
+    def layers(self) -> Any:
+        """Return what makes convolutions and classifier, for supernet and final network; ordinary ones if None."""
+        return None
+
+    edge_weights = False
+    """Whether the edges of a node are weighted against each other."""
+
+    def make_updater(self) -> Updater:
+        """Return what a step of the search does."""
+        return Bilevel(self.plan.order)
 
     def begin_(self, network: nn.Module, phase: Phase, *, fresh: bool) -> None:
         """Freeze and set what a phase needs; here nothing, everything learns.
@@ -184,21 +170,40 @@ class RelaxedSearcher:
             fresh: False when it is only continued from a checkpoint.
         """
 
+    def begin_epoch_(self, phase: Phase, epoch: int) -> None:
+        """Set what changes with an epoch (from 0) of a phase; called again when a run goes on within the epoch."""
+
+    def rate(self, phase: Phase, epoch: int) -> float:
+        """Return the learning rate of an epoch (from 0) of a phase."""
+        if phase.schedule == "constant":
+            return phase.lr
+        return cosine_by_epoch(epoch, epochs=phase.epochs, peak=phase.lr, floor=phase.lr_min)
+
     def optimizer_for(self, network: nn.Module, phase: Phase) -> torch.optim.Optimizer:
         """Return the optimiser over what ``begin_`` left trainable."""
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         return torch.optim.SGD(trained, phase.lr, phase.momentum, weight_decay=phase.weight_decay)
 
-    def select(self, supernet: DartsSupernet) -> Genotype:
-        """Return the cells that the supernet stands for: its strongest edges."""
-        return supernet.genotype()
+    def select(self, supernet: SearchSupernet) -> Architecture:
+        """Return the architecture that the supernet stands for: its strongest edges and operations."""
+        return supernet.derive()
 
-    def finished(self, network: DartsNetwork) -> DartsNetwork:
-        """Return the final network as it is handed over: a copy, ordinary layers, no auxiliary classifier."""
-        plain = DartsNetwork(**{**network.constructor(), "auxiliary": False, "layers": None})
+    def finished(self, network: nn.Module) -> nn.Module:
+        """Return the final network as it is handed over: a copy, without what only its training needs."""
+        plain = self.family.final_form(auxiliary=False).build(self.family.architecture_of(network))
         state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("auxiliary.")}
         plain.load_state_dict(state)
-        return plain
+        return cast(nn.Module, plain)
+
+    def finished_path(self, supernet: SearchSupernet, architecture: Architecture) -> nn.Module:
+        """Return a path of the supernet as a network with ordinary layers."""
+        return supernet.extract(architecture)
+
+    def supernet_options(self) -> dict[str, Any]:
+        """Return what the family's ``relaxed`` is given besides the seed: what the hooks above say, where they do."""
+        said = {"relaxation": self.relaxation(), "make_edge": self.make_edge(), "layers": self.layers()}
+        options = {name: value for name, value in said.items() if value is not None}
+        return {**options, **({"edge_weights": True} if self.edge_weights else {})}
 
     # ------------------------------------------------------------------ position
 
@@ -228,6 +233,8 @@ class RelaxedSearcher:
         network = self._trained()
         self.begin_(network, phase, fresh=fresh)
         self.optimizer = self.optimizer_for(network, phase)
+        if self.supernet is not None:
+            self.updater.begin_(self.supernet, self.optimizer, fresh=fresh)
 
     def _trained(self) -> nn.Module:
         """Return the network whose weights are trained at present."""
@@ -242,14 +249,15 @@ class RelaxedSearcher:
         """Train to the end of the present epoch; return its figures, or None when the monitor asked to stop before."""
         phase = self.phases[self.index]
         own = self.position.epoch - self._starts[self.index]
-        rate = cosine_by_epoch(own, epochs=phase.epochs, peak=phase.lr, floor=phase.lr_min)
+        rate = self.rate(phase, own)
+        self.begin_epoch_(phase, own)
 
         def on_step(position: Position, loss: float) -> None:
             monitor.step(position.total, loss=loss, accuracy=position.means().get("accuracy", 0.0))
 
         hooks = replace(phase_hooks(self.optimizer, phase, rate), on_step=on_step, should_stop=monitor.should_stop)
         searching = self.supernet is not None
-        complete = self._search_epoch(phase, rate, hooks) if searching else self._final_epoch(phase, own, hooks)
+        complete = self._search_epoch(phase, own, rate, hooks) if searching else self._final_epoch(phase, own, hooks)
         if not complete:
             return None
         means = self.position.means()
@@ -267,35 +275,39 @@ class RelaxedSearcher:
             self._enter(self.index + 1, fresh=True)
         return figures
 
-    def _search_epoch(self, phase: Phase, rate: float, hooks: LoopHooks) -> bool:
+    def _search_epoch(self, phase: Phase, epoch: int, rate: float, hooks: LoopHooks) -> bool:
         assert self.supernet is not None
         step = BilevelStep(
             weight_task=self.halves[0],
             logit_task=self.halves[1],
             batch_size=phase.batch_size,
             seed=self.seed,
-            order=self.plan.order,
             clip_norm=phase.clip_norm,
             memory_format=self.format,
         )
         return bilevel_epoch(
             self.supernet,
             self.optimizer,
-            self.logit_optimizer if phase.logits else None,
+            self.logit_optimizer if phase.logits and epoch >= phase.logits_from else None,
             step,
             self.position,
             rate=rate,
+            updater=self.updater,
             on_step=hooks.on_step,
             should_stop=hooks.should_stop,
         )
 
     def _final_epoch(self, phase: Phase, epoch: int, hooks: LoopHooks) -> bool:
         assert self.network is not None
-        self.network.set_drop_path(phase.drop_path * epoch / phase.epochs)
+        if isinstance(self.network, DropsPaths):
+            self.network.set_drop_path(phase.drop_path * epoch / phase.epochs)
+        task: Task = self.task
+        if isinstance(self.network, AuxiliaryNetwork):
+            task = WithAuxiliary(task, self.network, phase.auxiliary_weight)
         return train_epoch(
             self.network,
             self.optimizer,
-            WithAuxiliary(self.task, self.network, phase.auxiliary_weight),
+            task,
             self.position,
             hooks,
             batch_size=phase.batch_size,
@@ -308,19 +320,27 @@ class RelaxedSearcher:
     def _search_figures(self) -> dict[str, Any]:
         """Return what the supernet says of itself; nothing that could be delivered has been trained yet."""
         assert self.supernet is not None
+        supernet = self.supernet
         scores = self._score(None)
-        genotype = self.select(self.supernet)
+        architecture = self.select(supernet)
         with torch.no_grad():
-            mixing = self.supernet.mixing()
+            mixing = supernet.mixing()
+        if self._expected is None:
+            self._expected = CandidateMacs.of(supernet, self.task.input_shape)
         return {
             "valid_accuracy": scores["accuracy"],
             "valid_loss": scores["loss"],
-            "macs": self._macs(architecture_of(genotype)),
+            "macs": self._macs(architecture),
             "within_budget": False,  # the supernet is not what is delivered
-            "entropy": {cell: float(entropy(mixing[cell])) for cell in CELLS},
-            "probabilities": {cell: mixing[cell].tolist() for cell in CELLS},
-            "genotype": genotype.to_json(),
-            "weightless": weightless(genotype),
+            "expected_macs": float(self._expected(mixing).detach()),
+            "entropy": {group: float(entropy(mixing[group])) for group in supernet.options},
+            "probabilities": {group: weights.tolist() for group, weights in mixing.items()},
+            "chosen": dict(architecture.decisions),
+            "operations": {
+                group: len(set(targets)) * supernet.per_node if supernet.per_node else len(targets)
+                for group, targets in supernet.targets.items()
+            },
+            "weightless": supernet.weightless(architecture),
         }
 
     def _final_figures(self) -> dict[str, Any]:
@@ -350,21 +370,21 @@ class RelaxedSearcher:
     def _derive(self) -> None:
         """Select, note what the selection costs the supernet, and build the network that is trained from scratch."""
         assert self.supernet is not None
-        self.genotype = self.select(self.supernet)
-        relaxed, alone = self._score(None), self._score(architecture_of(self.genotype))
+        self.chosen = self.select(self.supernet)
+        relaxed, alone = self._score(None), self._score(self.chosen)
         self.figures = {
             "supernet_accuracy": float(relaxed["accuracy"]),
             "selected_path_accuracy": float(alone["accuracy"]),
             "discretisation_gap": float(relaxed["accuracy"]) - float(alone["accuracy"]),
-            "weightless_operations": float(sum(weightless(self.genotype).values())),
+            "weightless_operations": float(sum(self.supernet.weightless(self.chosen).values())),
         }
         self.supernet = None
         self._build_final()
 
     def _build_final(self) -> None:
-        assert self.genotype is not None
-        seed = seed_of(self.seed, "final-weights")
-        self.network = self.family.build(architecture_of(self.genotype), seed=seed, layers=self.layers())
+        assert self.chosen is not None
+        seed, layers = seed_of(self.seed, "final-weights"), self.layers()
+        self.network = self.family.build(self.chosen, seed=seed, **({} if layers is None else {"layers": layers}))
         use_memory_format_(self.network, self.format)
 
     # ------------------------------------------------------------------ the result
@@ -375,14 +395,10 @@ class RelaxedSearcher:
             network = self.finished(self.network).eval()
             return Delivered(network, self.family.architecture_of(network), self.figures)
         assert self.supernet is not None
-        architecture = architecture_of(self.select(self.supernet))
+        architecture = self.select(self.supernet)
         network = self.finished_path(self.supernet, architecture)
         recalibrate(network, self._training_inputs())
         return Delivered(network, architecture, self.figures)
-
-    def finished_path(self, supernet: DartsSupernet, architecture: Architecture) -> DartsNetwork:
-        """Return a path of the supernet as a network with ordinary layers."""
-        return supernet.extract(architecture)
 
     def _training_inputs(self) -> Iterator[Tensor]:
         seed = seed_of(self.seed, "recalibrate")
@@ -393,10 +409,15 @@ class RelaxedSearcher:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return everything that a checkpoint needs: tensors by name and plain JSON values."""
+        values: dict[str, Any] = {}
+        fixed: dict[str, Any] = {}
         if self.supernet is not None:
             model: nn.Module = self.supernet
+            fixed = {group: list(map(list, edges.items())) for group, edges in self.supernet.fixed.items()}
             tensors = {f"supernet.{name}": tensor for name, tensor in self.supernet.state_dict().items()}
             tensors.update(optimizer_tensors(self.logit_optimizer, self.supernet))
+            carried, values = self.updater.state()
+            tensors.update({f"{UPDATER}{name}": tensor for name, tensor in carried.items()})
         else:
             model = self._trained()
             tensors = {f"final.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -404,19 +425,25 @@ class RelaxedSearcher:
         return tensors, {
             "position": self.position.to_json(),
             "phase": self.index,
-            "genotype": None if self.genotype is None else self.genotype.to_json(),
+            "chosen": None if self.chosen is None else self.chosen.to_json(),
             "figures": self.figures,
+            "updater": values,
+            "fixed": fixed,
         }
 
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Continue from a checkpoint, bit for bit."""
         self.position = Position(**state["position"])
         self.figures = dict(state["figures"])
-        if state["genotype"] is None:
+        if state["chosen"] is None:
             model: nn.Module | None = self.supernet
             prefix = "supernet."
+            assert self.supernet is not None
+            self.supernet.fixed = {
+                group: {int(edge): tuple(row) for edge, row in edges} for group, edges in state["fixed"].items()
+            }
         else:
-            self.genotype = Genotype.from_json(state["genotype"])
+            self.chosen = self.family.space.validate(Architecture.from_json(state["chosen"]))
             self.supernet = None
             self._build_final()
             model, prefix = self.network, "final."
@@ -428,13 +455,10 @@ class RelaxedSearcher:
         if self.supernet is not None:
             load_optimizer_tensors(self.logit_optimizer, model, _under(tensors, "optimizer.logits."))
             load_optimizer_tensors(self.optimizer, model, _under(tensors, "optimizer.network."))
+            carried = {name.removeprefix(UPDATER): tensor for name, tensor in _under(tensors, UPDATER).items()}
+            self.updater.load(carried, state["updater"])
         else:
             load_optimizer_tensors(self.optimizer, model, tensors)
-
-
-def weightless(genotype: Genotype) -> dict[str, int]:
-    """Return how many operations of each cell have no weights."""
-    return {cell: sum(name in FREE for name, _ in getattr(genotype, cell)) for cell in CELLS}
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

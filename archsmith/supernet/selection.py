@@ -37,8 +37,7 @@ def magnitude(
 
     Source: DARTS, arXiv 1806.09055, section 2.4.
     """
-    if bool(strength_EO.isnan().any()):
-        raise UserError("strength", "NaN", allowed="numbers", hint="The search diverged; lower its learning rates.")
+    _require_numbers(strength_EO)
     best: dict[int, list[tuple[float, str, int]]] = {}
     for row, names, (source, target) in zip(strength_EO.tolist(), options, edges, strict=True):
         allowed = [(value, name) for value, name in zip(row, names, strict=False) if name not in never]
@@ -51,3 +50,25 @@ def magnitude(
         ranked = sorted(best[target], key=lambda entry: -entry[0])
         chosen += [(name, source) for _, name, source in ranked[:per_node]]
     return tuple(chosen)
+
+
+def strongest(strength_EO: Tensor, options: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the strongest operation of every edge; of equal ones the earlier.
+
+    Args:
+        strength_EO: Strength of every operation of every edge.
+        options: Operations of each edge.
+
+    Raises:
+        UserError: NaN among the strengths.
+    """
+    _require_numbers(strength_EO)
+    return tuple(
+        max(zip(row, names, strict=False), key=lambda entry: entry[0])[1]
+        for row, names in zip(strength_EO.tolist(), options, strict=True)
+    )
+
+
+def _require_numbers(strength_EO: Tensor) -> None:
+    if bool(strength_EO.isnan().any()):
+        raise UserError("strength", "NaN", allowed="numbers", hint="The search diverged; lower its learning rates.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from archsmith.tasks.base import Batch, Forward, Task
 
 
+@runtime_checkable
 class AuxiliaryNetwork(Protocol):
     """A network that may have an auxiliary head."""
 

@@ -1,7 +1,7 @@
 """Training a relaxed supernet: weights on one half of the training images, architecture logits on the other.
 
-Every step draws a random batch of the second half, moves the logits by the gradient of its loss, then moves the weights
-on the next batch of the first half.
+Every step has the next batch of the first half and can draw a random one of the second. What it does with them is an
+``Updater``: that of DARTS moves the logits by the gradient of the second batch's loss, then the weights by the first's.
 
 Source: DARTS, arXiv 1806.09055, algorithm 1.
 """
@@ -37,7 +37,6 @@ class BilevelStep:
         logit_task: Its training part moves the logits.
         batch_size: Images of both batches.
         seed: Seed of the run.
-        order: How the gradient of the logits is taken.
         clip_norm: Largest norm of the gradient of the weights; 0 for no limit.
         memory_format: Of the input batches.
     """
@@ -46,7 +45,6 @@ class BilevelStep:
     logit_task: Task
     batch_size: int
     seed: int
-    order: Order = "first"
     clip_norm: float = 5.0
     memory_format: torch.memory_format = torch.contiguous_format
 
@@ -136,6 +134,125 @@ def inner_step(optimizer: torch.optim.Optimizer, supernet: RelaxedSupernet) -> I
     return InnerStep(rate=group["lr"], momentum=group["momentum"], buffers=buffers, weight_decay=group["weight_decay"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """What an updater has for one step.
+
+    Attributes:
+        supernet: Changed in place.
+        optimizer: Over what is trained of its network.
+        logit_optimizer: Over its logits; None while they stay as they are.
+        step: What is learned from, and how.
+        batch: The batch that the weights learn from.
+        where: Epoch and step, from 0: they name everything random in the step.
+        total: Steps done before, in all.
+        before_step: Called with the optimiser about to step, after clipping (gradient noise).
+    """
+
+    supernet: RelaxedSupernet
+    optimizer: torch.optim.Optimizer
+    logit_optimizer: torch.optim.Optimizer | None
+    step: BilevelStep
+    batch: Batch
+    where: tuple[int, int]
+    total: int = 0
+    before_step: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None
+
+    def weight_loss(self) -> tuple[Loss, dict[str, Tensor]]:
+        """Return the loss of the weights' batch, and where its last metrics appear; see ``loss_of``."""
+        return loss_of(self.supernet, self.step.weight_task, self.batch, self.step, "weights", *self.where)
+
+    def logit_loss(self) -> tuple[Loss, dict[str, Tensor]]:
+        """Return the loss of a random batch of the images that move the logits."""
+        batch = random_batch(self.step, *self.where)
+        return loss_of(self.supernet, self.step.logit_task, batch, self.step, "logits", *self.where)
+
+    def move_logits(self, gradients: Tensors) -> None:
+        """Let the logits' optimiser step along these gradients.
+
+        Raises:
+            Diverged: One of them is NaN or infinite.
+        """
+        assert self.logit_optimizer is not None
+        for gradient in gradients.values():
+            if not bool(gradient.isfinite().all()):
+                raise Diverged(float("nan"), *self.where)
+        for name, logits in self.supernet.logits.items():
+            logits.grad = gradients[name]
+        self.logit_optimizer.step()
+        self.logit_optimizer.zero_grad(set_to_none=True)
+
+    def move_weights(self, loss: Tensor) -> float:
+        """Let the weights' optimiser step down a loss whose graph reaches them; return the loss.
+
+        Raises:
+            Diverged: It is NaN or infinite; the step is not taken.
+        """
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise Diverged(value, *self.where)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.step.clip_norm:
+            nn.utils.clip_grad_norm_(self.supernet.weights().values(), self.step.clip_norm)
+        self.before_step(self.optimizer)
+        self.optimizer.step()
+        return value
+
+    def fixed_logits(self) -> dict[str, Tensor]:
+        """Return the logits as constants."""
+        return {name: logits.detach() for name, logits in self.supernet.logits.items()}
+
+
+class Updater:
+    """What one step of a search does to logits and weights; here nothing is moved.
+
+    A step is a function of the tensors and of (seed, epoch, step); what an updater carries from step to step is in its
+    ``state``, so that a run goes on bit for bit.
+    """
+
+    def begin_(self, supernet: RelaxedSupernet, optimizer: torch.optim.Optimizer, *, fresh: bool) -> None:
+        """Prepare for a phase; ``fresh`` is False when it is only continued and ``load`` follows."""
+
+    def step(self, context: StepContext) -> dict[str, float]:
+        """Take a step; return its figures: "loss", and metrics of the weights' batch."""
+        raise NotImplementedError
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what it carries from step to step: tensors by name, and plain JSON values."""
+        return {}, {}
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Continue from a ``state``."""
+
+
+class Bilevel(Updater):
+    """The step of DARTS: logits by the validation loss, then weights by the training loss with the logits fixed.
+
+    Args:
+        order: How the gradient of the logits is taken.
+
+    Source: arXiv 1806.09055, algorithm 1.
+    """
+
+    def __init__(self, order: Order = "first") -> None:
+        self.order = order
+
+    def step(self, context: StepContext) -> dict[str, float]:
+        """Move the logits, if they learn, and then the weights."""
+        train, metrics = context.weight_loss()
+        if context.logit_optimizer is not None:
+            valid, _ = context.logit_loss()
+            context.move_logits(logit_gradients(context.supernet, train, valid, self.order, context.optimizer))
+        loss = train(context.supernet.weights(), context.fixed_logits())
+        value = context.move_weights(self.weight_loss(context, loss))
+        return {"loss": value, **{name: float(metric) for name, metric in metrics.items()}}
+
+    def weight_loss(self, context: StepContext, loss: Tensor) -> Tensor:
+        """Return what the weights minimise, given their loss on the batch; here that loss."""
+        return loss
+
+
 def bilevel_epoch(
     supernet: RelaxedSupernet,
     optimizer: torch.optim.Optimizer,
@@ -144,6 +261,8 @@ def bilevel_epoch(
     position: Position,
     *,
     rate: float,
+    updater: Updater | None = None,
+    before_step: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None,
     on_step: Callable[[Position, float], None] = lambda position, loss: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
@@ -153,9 +272,11 @@ def bilevel_epoch(
         supernet: Changed in place.
         optimizer: Over what is trained of its network.
         logit_optimizer: Over its logits; None leaves them as they are.
-        step: What a step does.
+        step: What is learned from, and how.
         position: Updated after every step.
         rate: Learning rate of ``optimizer`` in this epoch.
+        updater: What a step does; ``Bilevel("first")`` if None.
+        before_step: Called before every step of ``optimizer``, after clipping.
         on_step: Called after every step with the position and the loss on the batch for the weights.
         should_stop: Asked after every step.
 
@@ -165,6 +286,7 @@ def bilevel_epoch(
     Raises:
         Diverged: A loss or a gradient of logits is NaN or infinite; the step is not taken.
     """
+    updater = updater or Bilevel()
     supernet.train()
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -173,18 +295,18 @@ def bilevel_epoch(
         "train", batch_size=step.batch_size, seed=order, epoch=position.epoch, start=position.step
     )
     for batch in batches:
-        where = (position.epoch, position.step)
-        train, metrics = loss_of(supernet, step.weight_task, batch, step, "weights", *where)
-        if logit_optimizer is not None:
-            other = random_batch(step, *where)
-            valid, _ = loss_of(supernet, step.logit_task, other, step, "logits", *where)
-            gradients = logit_gradients(supernet, train, valid, step.order, optimizer)
-            _require_finite(gradients, where)
-            for name, logits in supernet.logits.items():
-                logits.grad = gradients[name]
-            logit_optimizer.step()
-            logit_optimizer.zero_grad(set_to_none=True)
-        figures = _move_weights(supernet, optimizer, train, metrics, step, where)
+        figures = updater.step(
+            StepContext(
+                supernet=supernet,
+                optimizer=optimizer,
+                logit_optimizer=logit_optimizer,
+                step=step,
+                batch=batch,
+                where=(position.epoch, position.step),
+                total=position.total,
+                before_step=before_step,
+            )
+        )
         position.step += 1
         position.total += 1
         for name, figure in figures.items():
@@ -193,31 +315,3 @@ def bilevel_epoch(
         if should_stop():
             break
     return position.step >= step.weight_task.steps_per_epoch(step.batch_size)
-
-
-def _move_weights(
-    supernet: RelaxedSupernet,
-    optimizer: torch.optim.Optimizer,
-    train: Loss,
-    metrics: dict[str, Any],
-    step: BilevelStep,
-    where: tuple[int, int],
-) -> dict[str, float]:
-    """Take one step on the weights with the logits fixed; return loss and metrics."""
-    optimizer.zero_grad(set_to_none=True)
-    weights = supernet.weights()
-    loss = train(weights, {name: logits.detach() for name, logits in supernet.logits.items()})
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise Diverged(value, *where)
-    loss.backward()
-    if step.clip_norm:
-        nn.utils.clip_grad_norm_(weights.values(), step.clip_norm)
-    optimizer.step()
-    return {"loss": value, **{name: float(metric) for name, metric in metrics.items()}}
-
-
-def _require_finite(gradients: Tensors, where: tuple[int, int]) -> None:
-    for gradient in gradients.values():
-        if not bool(gradient.isfinite().all()):
-            raise Diverged(float("nan"), *where)

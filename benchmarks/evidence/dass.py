@@ -26,10 +26,11 @@ import torch
 from archsmith.core.files import write_json
 from archsmith.core.rng import numpy_stream
 from archsmith.families.darts import DartsFamily
-from archsmith.families.darts_space import Genotype, architecture_of, genotype_of
+from archsmith.families.darts_space import CELLS, Genotype, architecture_of, genotype_of
+from archsmith.families.darts_supernet import FREE
 from archsmith.layers.sparse import SparseLayers
 from archsmith.methods import darts, dass
-from archsmith.run.relaxed_search import RelaxedSearcher, weightless
+from archsmith.run.relaxed_search import RelaxedSearcher
 from archsmith.supernet.relaxed import batch_statistics
 from archsmith.tasks.vision import ImageClassification
 
@@ -65,11 +66,11 @@ def task_of(file: Path, images: int) -> ImageClassification:
 def searched(searcher: RelaxedSearcher) -> tuple[Genotype, list[dict[str, Any]]]:
     """Run the search part of a searcher; return its cells and the figures of its epochs."""
     figures = []
-    while searcher.genotype is None:
+    while searcher.chosen is None:
         epoch = searcher.advance(Silent())
         assert epoch is not None
         figures.append(epoch)
-    return searcher.genotype, figures
+    return genotype_of(searcher.chosen), figures
 
 
 def accuracy(network: torch.nn.Module, task: ImageClassification) -> float:
@@ -88,7 +89,7 @@ def trained(
     after = dass.train_sparse(network, task, FINAL[2:], keep, seed=seed + 1)
     return {
         "genotype": genotype.to_json(),
-        "weightless": weightless(genotype),
+        "weightless": {c: sum(name in FREE for name, _ in getattr(genotype, c)) for c in CELLS},
         "masked": masked,
         "finetuned": accuracy(network, task),
         "train_loss": {**{k: v["loss"] for k, v in before.items()}, **{k: v["loss"] for k, v in after.items()}},

@@ -15,6 +15,7 @@ from archsmith.layers.sparse import SparseLayers
 from archsmith.run.constructor import call_of
 from archsmith.run.source import standalone_source
 from archsmith.supernet import Supernet, batch_statistics
+from archsmith.supernet.expected import CandidateMacs
 
 QUICK = ("count:cifar:DARTS_V2:C36:L20", "count:imagenet:DARTS_V2:C48:L14")
 NETWORKS = [
@@ -163,7 +164,7 @@ def test_one_hot_logits_decide_the_genotype_and_the_path():
         with torch.no_grad():
             for cell, weights in supernet.path(point).items():
                 supernet.logits[cell].copy_(20.0 * weights)
-        assert supernet.architecture() == point
+        assert supernet.derive() == point
 
 
 def test_costs_of_one_hot_paths_are_those_of_their_networks():
@@ -265,3 +266,29 @@ def test_sparse_networks_have_a_source_of_their_own():
     assert "Sparse" not in standalone_source(
         dense.path, dense.arguments, input_shape=(3, 8, 8), normalisation=scale, class_names=["a", "b", "c", "d", "e"]
     )
+
+
+def test_expected_macs_of_one_hot_weights_are_those_of_the_network():
+    family = small()
+    supernet = family.supernet(seed=0)
+    expected = CandidateMacs.of(supernet, (3, 8, 8))
+    for seed in range(3):
+        point = family.space.sample(np.random.default_rng(seed))
+        assert float(expected(supernet.path(point))) == family.exact_costs(point)["macs"]
+    assert set(supernet.places()) <= {name for name, _ in supernet.network.named_modules()}
+
+
+def test_edges_can_be_weighted_against_each_other():
+    family = small()
+    supernet, plain = family.supernet(seed=0, edge_weights=True).double(), family.supernet(seed=0).double()
+    assert supernet.logits["normal_edges"].shape == (5,)
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    mixing = plain.mixing()
+    ones = {f"{cell}_edges": torch.ones(5, dtype=torch.float64) for cell in ("normal", "reduce")}
+    torch.testing.assert_close(supernet(x, {**mixing, **ones}), plain(x, mixing))
+    # with two equal operations on all edges the edge weights decide which edges stay
+    with torch.no_grad():
+        supernet.logits["normal"].zero_()
+        supernet.logits["normal_edges"].copy_(torch.tensor([0.0, 0.0, 0.0, 2.0, 1.0]))
+    chosen = supernet.genotype().normal
+    assert [source for _, source in chosen] == [0, 1, 1, 2]

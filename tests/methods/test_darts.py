@@ -1,17 +1,19 @@
+import dataclasses
 import json
 import math
 
 import pytest
 import torch
-from darts_runs import copied, small_family, small_task, stop_after, to_the_end
+from darts_runs import Stop, copied, small_family, small_task, stop_after, to_the_end
 from small_runs import run_cli
 
 from archsmith.core.errors import UserError
-from archsmith.families.darts_space import architecture_of
+from archsmith.families.cells import NasBench201Family
+from archsmith.families.darts_space import Genotype, architecture_of
 from archsmith.layers.darts import DenseLayers
 from archsmith.methods import load_method
-from archsmith.methods.darts import Searcher, Settings, plan_of, preset_settings
-from archsmith.run.relaxed_search import weightless
+from archsmith.methods.darts import Searcher, Settings, preset_settings
+from archsmith.run.relaxed_settings import plan_of
 from archsmith.train.schedules import cosine_by_epoch
 
 SMALL = {
@@ -65,7 +67,7 @@ def test_a_search_finds_trains_and_delivers():
     assert all(math.isfinite(epoch["loss"]) for epoch in figures)
     assert all(0 < epoch["entropy"]["normal"] <= math.log(4) + 1e-6 for epoch in figures[:2])
     delivered = search.deliver()
-    assert delivered.architecture == architecture_of(search.genotype)
+    assert delivered.architecture == search.chosen
     assert set(delivered.figures) >= {"discretisation_gap", "weightless_operations"}
     gap = delivered.figures["supernet_accuracy"] - delivered.figures["selected_path_accuracy"]
     assert delivered.figures["discretisation_gap"] == pytest.approx(gap)
@@ -114,7 +116,7 @@ def test_a_stopped_search_goes_on_bit_for_bit(steps):
     assert again.position.total == steps
     figures, left = to_the_end(whole), to_the_end(again)
     assert left == figures[-len(left) :]
-    assert again.genotype == whole.genotype
+    assert again.chosen == whole.chosen
     ours, theirs = again.deliver().network.state_dict(), whole.deliver().network.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
@@ -124,7 +126,7 @@ def test_before_the_end_a_path_of_the_supernet_is_delivered():
     stop_after(search, 3)
     before = {name: tensor.clone() for name, tensor in search.supernet.state_dict().items()}
     delivered = search.deliver()
-    assert delivered.architecture == search.supernet.architecture()
+    assert delivered.architecture == search.supernet.derive()
     assert delivered.network(torch.rand(2, 3, 8, 8)).shape == (2, 3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in search.supernet.state_dict().items())
 
@@ -140,13 +142,16 @@ def test_the_auxiliary_classifier_trains_and_is_not_delivered():
 
 
 def test_collapse_is_counted():
-    assert weightless(searcher().supernet.genotype())["normal"] in range(5)
+    supernet = searcher().supernet
+    genotype = Genotype((("skip_connect", 0), ("sep_conv_3x3", 1)) * 2, (("max_pool_3x3", 0), ("skip_connect", 1)) * 2)
+    point = architecture_of(dataclasses.replace(genotype, normal_concat=(2, 3), reduce_concat=(2, 3)))
+    assert supernet.weightless(point) == {"normal": 2, "reduce": 4}
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"family": "cells"}, "family: got 'str'; allowed: 'darts'"),
+        ({"family": "cells"}, "family: got 'str'; allowed: 'darts' or 'nas-bench-201', whose"),
         ({"search_batch_size": 64}, "batch_size: got 64; allowed: 1 to 1"),
     ],
 )
@@ -173,7 +178,9 @@ def test_recipes_fit_the_image():
 def test_the_command_line_names_the_family_that_works(tmp_path):
     done = run_cli("search", "--method", "darts", "--task", "digits", "--out", tmp_path / "run")
     assert done.returncode == 2
-    assert "family: got 'mobile'; allowed: 'darts' for the method darts" in " ".join(done.stdout.split())
+    assert "family: got 'mobile'; allowed: 'darts' or 'nas-bench-201' for the method darts" in " ".join(
+        done.stdout.split()
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -191,3 +198,29 @@ def test_a_whole_run_from_the_command_line(tmp_path):
     assert result["status"] == "finished" and "discretisation_gap" in result["figures"]
     verified = run_cli("verify", run)
     assert verified.returncode == 0, verified.stdout
+
+
+def test_it_searches_every_family_that_can_be_relaxed():
+    family = NasBench201Family(image=(3, 8, 8), num_classes=3, channels=4, cells=1)
+    settings = Settings(**{**SMALL, "order": "first"})
+    search = Searcher(family=family, task=small_task(), seed=0, settings=settings)
+    stop_after(search, 3)
+    tensors, state = copied(search.state())
+    again = Searcher(family=family, task=small_task(), seed=0, settings=settings)
+    again.load(tensors, json.loads(json.dumps(state)))
+    figures, others = to_the_end(search), to_the_end(again)
+    assert figures == others
+    assert figures[0]["operations"] == {"cell": 6} and set(figures[0]["probabilities"]) == {"cell"}
+    assert figures[0]["expected_macs"] > 0
+    delivered = again.deliver()
+    assert family.architecture_of(delivered.network) == search.chosen
+    assert delivered.network(torch.rand(2, 3, 8, 8)).shape == (2, 3)
+
+
+def test_logits_can_wait():
+    search = searcher(order="first", warmup_epochs=1)
+    before = {name: tensor.detach().clone() for name, tensor in search.supernet.logits.items()}
+    search.advance(Stop())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in search.supernet.logits.items())
+    stop_after(search, 1)
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in search.supernet.logits.items())

@@ -268,7 +268,6 @@ def test_a_finding_counts_from_two_standard_errors() -> None:
 def choices(*, moved: float = 0.3, free: int = 1, lost: float = 0.0) -> list[Finding]:
     """Diagnose a search over choices that moved one probability, chose free operations and lost by the selection."""
     uniform, last = [[0.25] * 4] * 2, [[0.25 + moved, 0.25 - moved, 0.25, 0.25], [0.25] * 4]
-    genotype = {cell: [["sep_conv_3x3", 0]] * 8 for cell in ("normal", "reduce")}
     searching = [
         {
             "epoch": epoch,
@@ -278,7 +277,7 @@ def choices(*, moved: float = 0.3, free: int = 1, lost: float = 0.0) -> list[Fin
             "within_budget": False,
             "probabilities": {"normal": uniform, "reduce": last if epoch else uniform},
             "weightless": {"normal": free, "reduce": 8},
-            "genotype": genotype,
+            "operations": {"normal": 8, "reduce": 8},
         }
         for epoch in range(2)
     ]

@@ -6,7 +6,7 @@ from torch import nn
 
 from archsmith.core.errors import UserError
 from archsmith.supernet import MixedOp, RelaxedSupernet, Sigmoid, StraightThrough
-from archsmith.supernet.relaxed import entropy
+from archsmith.supernet.relaxed import edge_normalised, entropy
 
 
 class Chain(nn.Module):
@@ -92,3 +92,41 @@ def test_what_does_not_fit_is_refused():
         net.one_hot({"chain": ("skip", "conv")})
     with pytest.raises(UserError, match="at least one candidate for every edge"):
         RelaxedSupernet(Chain(), {"chain": (("skip",), ())})
+
+
+def test_decided_edges_learn_no_longer_and_cost_nothing():
+    net, x = supernet(), torch.rand(4, 3)
+    net.fix_("chain", 0, "skip")
+    ran = []
+    for name, candidate in net.network.edges[0].candidates.items():
+        candidate.register_forward_hook(lambda *_, name=name: ran.append(name))
+    mixing = net.mixing()["chain"]
+    assert mixing[0].tolist() == [1.0, 0.0, 0.0]
+    torch.testing.assert_close(mixing[1], net.logits["chain"][1].softmax(-1))
+    output = net.functional(x, net.weights(), net.logits)
+    torch.testing.assert_close(output, net.network(x, {"chain": mixing.detach()}))
+    ran.clear()
+    net(x).square().sum().backward()
+    assert ran == ["skip"]
+    assert net.logits["chain"].grad[0].eq(0).all() and net.logits["chain"].grad[1].ne(0).any()
+    net.fix_("chain", 1, None)
+    assert torch.equal(net(x), torch.zeros(4, 3))
+    with pytest.raises(UserError, match="chain edge 0: got 'tanh'; allowed: skip, linear, norm"):
+        net.fix_("chain", 0, "tanh")
+
+
+def test_edge_weights_are_a_softmax_over_the_edges_of_one_node():
+    net = RelaxedSupernet(Chain(), OPTIONS, edge_targets={"chain": (7, 7)})
+    with torch.no_grad():
+        net.logits["chain_edges"].copy_(torch.tensor([0.0, math.log(3.0)]))
+    torch.testing.assert_close(net.mixing()["chain_edges"], torch.tensor([0.25, 0.75]))
+    assert net.one_hot({"chain": ("skip", None)})["chain_edges"].tolist() == [1.0, 1.0]
+    logits = torch.tensor([0.5, 1.0, -2.0, 4.0, 0.0], requires_grad=True)
+    weights = edge_normalised(logits, (2, 2, 3, 3, 3))
+    torch.testing.assert_close(weights, torch.cat([logits[:2].softmax(0), logits[2:].softmax(0)]))
+    weights[0].backward()
+    assert logits.grad[:2].ne(0).all() and logits.grad[2:].eq(0).all()
+    with pytest.raises(UserError, match="the target of each edge"):
+        RelaxedSupernet(Chain(), OPTIONS, edge_targets={"chain": (7,)})
+    with pytest.raises(UserError, match="shapes"):
+        net(torch.rand(4, 3), {"chain": torch.ones(2, 3)})

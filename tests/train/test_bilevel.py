@@ -5,6 +5,7 @@ from darts_runs import small_family, small_task
 from archsmith.core.errors import UserError
 from archsmith.supernet.updaters import first_order, unrolled
 from archsmith.train.bilevel import (
+    Bilevel,
     BilevelStep,
     bilevel_epoch,
     halves,
@@ -21,7 +22,7 @@ def parts():
     task = small_task()
     supernet = small_family().supernet(seed=0)
     first, second = halves(task, 3)
-    step = BilevelStep(weight_task=first, logit_task=second, batch_size=8, seed=5, order="second")
+    step = BilevelStep(weight_task=first, logit_task=second, batch_size=8, seed=5)
     optimizer = torch.optim.SGD(supernet.weights().values(), 0.1, 0.9, weight_decay=1e-3)
     return supernet, step, optimizer
 
@@ -88,7 +89,7 @@ def test_an_epoch_moves_both_and_can_leave_logits_alone(parts):
     supernet, step, optimizer = parts
     before = {name: tensor.detach().clone() for name, tensor in supernet.logits.items()}
     position = Position()
-    assert bilevel_epoch(supernet, optimizer, None, step, position, rate=0.05)
+    assert bilevel_epoch(supernet, optimizer, None, step, position, rate=0.05, updater=Bilevel("second"))
     assert position.step == position.total == step.weight_task.steps_per_epoch(8)
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.logits.items())
     adam = torch.optim.Adam(supernet.logits.parameters(), 0.01)
