@@ -267,8 +267,8 @@ class DartsSupernet(SearchSupernet):
 
 
 def _node(number: int) -> str:
-    """Return the name of a node in reports: the inputs are c_{k-2} and c_{k-1}, own nodes are counted from 0."""
-    return ("c_{k-2}", "c_{k-1}")[number] if number < 2 else str(number - 2)
+    """Return the name of a node in reports: the inputs are those of cells k-2 and k-1, own nodes are counted from 0."""
+    return ("k-2", "k-1")[number] if number < 2 else str(number - 2)
 
 
 _SEARCH_FORM: dict[str, Any] = {"affine": False, "pool_norm": True}

@@ -34,14 +34,14 @@ def over_time(epochs: Epochs, *, largest: float, limit: float | None) -> Figure:
         if values := [_percent(epoch.get(key)) for epoch in epochs]:
             data.append(
                 {
-                    **_line(numbers, values, name, colour, width),
+                    **line(numbers, values, name, colour, width),
                     "hovertemplate": f"epoch %{{x}}: %{{y:.2f}} % {name}<extra></extra>",
                 }
             )
     share = [100 * epoch["macs"] / largest for epoch in epochs]
     data.append(
         {
-            **_line(numbers, share, "MACs", "var(--ink)", 2),
+            **line(numbers, share, "MACs", "var(--ink)", 2),
             "yaxis": "y2",
             "line": {"color": "var(--ink)", "width": 2, "shape": "hv"},
             "customdata": [f"{epoch['macs']:,}" for epoch in epochs],
@@ -64,10 +64,10 @@ def over_time(epochs: Epochs, *, largest: float, limit: float | None) -> Figure:
                     "marker": {"color": _THIRD, "size": 9, "symbol": symbol},
                 }
             )
-    layout = _layout(460, x="epoch", y="accuracy in %")
+    layout = plain_layout(460, x="epoch", y="accuracy in %")
     layout["yaxis"].update({"domain": [0.47, 1.0], "range": _accuracy_range(epochs)})
     layout["yaxis2"] = {
-        **_axis("MACs in %"),
+        **axis("MACs in %"),
         "domain": [0.0, 0.38],
         "anchor": "x",
         "range": [0, 106],
@@ -105,7 +105,7 @@ def alive_over_time(epochs: Epochs, *, before: Mapping[str, int]) -> Figure:
         "colorscale": [[0, "rgba(120,130,150,0.10)"], [1, "var(--k0)"]],
         "colorbar": {"title": {"text": "% alive", "side": "right"}, "thickness": 12, "outlinewidth": 0},
     }
-    layout = _layout(90 + 21 * len(rows), x="epoch", y="")
+    layout = plain_layout(90 + 21 * len(rows), x="epoch", y="")
     layout["yaxis"].update({"autorange": "reversed", "showgrid": False, "tickfont": {"size": 12.5}, "dtick": 1})
     layout["xaxis"].update({"showgrid": False})
     layout["margin"].update({"l": 112, "t": 10})
@@ -159,7 +159,7 @@ def accuracy_against_macs(epochs: Epochs, *, largest: float, limit: float | None
             "marker": {"color": _THIRD, "size": 15, "symbol": "star"},
         },
     ]
-    layout = _layout(360, x="million MACs", y="validation accuracy in %")
+    layout = plain_layout(360, x="million MACs", y="validation accuracy in %")
     layout["yaxis"]["range"] = _accuracy_range(epochs, "valid_accuracy")
     layout["xaxis"]["range"] = [0, 1.05 * largest / 1e6]
     if limit is not None:
@@ -201,7 +201,9 @@ def comparison(rows: Sequence[tuple[str, str, float, int]]) -> Figure:
                 "hovertemplate": "%{y}: %{x:.2f} %<extra></extra>",
             }
         )
-    layout = _layout(86 + 34 * len(rows), x="accuracy in %, with 95 % intervals for the choice of test images", y="")
+    layout = plain_layout(
+        86 + 34 * len(rows), x="accuracy in %, with 95 % intervals for the choice of test images", y=""
+    )
     labels = [row[0] for row in rows]
     layout["yaxis"].update(
         {"categoryorder": "array", "categoryarray": labels, "range": [len(rows) - 0.5, -0.5], "tickfont": {"size": 14}}
@@ -241,14 +243,14 @@ def anytime_curves(arena: Mapping[str, Any]) -> Figure:
             "showlegend": False,
             "legendgroup": row["contender"],
         }
-        line = _line(steps, means, row["contender"], colour, 2)
-        line["line"]["dash"] = dash
+        curve = line(steps, means, row["contender"], colour, 2)
+        curve["line"]["dash"] = dash
         hover = "%{x} evaluations: %{y:.2f}"
         data += [
             band,
-            {**line, "legendgroup": row["contender"], "hovertemplate": f"{row['contender']}, {hover}<extra></extra>"},
+            {**curve, "legendgroup": row["contender"], "hovertemplate": f"{row['contender']}, {hover}<extra></extra>"},
         ]
-    layout = _layout(440, x="evaluations", y="judged figure")
+    layout = plain_layout(440, x="evaluations", y="judged figure")
     layout["xaxis"]["type"] = "log"
     best = arena["best_of_table"]
     low = min(values)
@@ -287,15 +289,17 @@ def every_network(table: Mapping[str, Any]) -> Figure:
                 "hovertemplate": f"{name}: %{{y:.2f}} %<extra></extra>",
             }
         )
-    layout = _layout(360, x="", y="test accuracy in %")
+    layout = plain_layout(360, x="", y="test accuracy in %")
     return {"data": data, "layout": layout}
 
 
-def _line(x: Sequence[float], y: Sequence[float | None], name: str, colour: str, width: float) -> dict[str, Any]:
+def line(x: Sequence[float], y: Sequence[float | None], name: str, colour: str, width: float) -> dict[str, Any]:
+    """Return a trace."""
     return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": {"color": colour, "width": width}}
 
 
-def _axis(title: str) -> dict[str, Any]:
+def axis(title: str) -> dict[str, Any]:
+    """Return an axis of the page's style."""
     return {
         "title": {"text": title, "font": {"size": 13}, "standoff": 10},
         "gridcolor": "var(--grid)",
@@ -306,7 +310,8 @@ def _axis(title: str) -> dict[str, Any]:
     }
 
 
-def _layout(height: int, *, x: str, y: str) -> dict[str, Any]:
+def plain_layout(height: int, *, x: str, y: str) -> dict[str, Any]:
+    """Return the layout of a chart of this height, with the titles of its axes."""
     return {
         "height": height,
         "margin": {"l": 62, "r": 16, "t": 44, "b": 48},
@@ -315,8 +320,8 @@ def _layout(height: int, *, x: str, y: str) -> dict[str, Any]:
         "font": {"color": "var(--soft)", "size": 13, "family": "system-ui, sans-serif"},
         "hoverlabel": {"font": {"size": 13}},
         "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 13}},
-        "xaxis": _axis(x),
-        "yaxis": _axis(y),
+        "xaxis": axis(x),
+        "yaxis": axis(y),
     }
 
 

@@ -95,11 +95,13 @@ def document(title: str, body: Html, *, plotly: str) -> str:
 _STYLE = """
 :root { --page:#f7f7f5; --card:#ffffff; --ink:#1c2430; --soft:#667085; --line:#e3e4e0; --grid:#eceded; --accent:#2f62d0;
   --good:#16794c; --good-back:#e5f4ec; --warn:#9a5b00; --warn-back:#fdf1dd; --track:#eef0f3; --code:#f1f2f4;
-  --k0:#2f62d0; --k1:#12938a; --k2:#e08a1e; --k3:#b0489a; --k4:#7a6bd8; }
+  --k0:#2f62d0; --k1:#12938a; --k2:#e08a1e; --k3:#b0489a; --k4:#7a6bd8;
+  --k5:#c2412d; --k6:#6d8b1c; --k7:#8a5f3c; }
 @media (prefers-color-scheme: dark) { :root { --page:#13161b; --card:#1a1e25; --ink:#e7eaf0; --soft:#98a2b3;
   --line:#2c323c; --grid:#272d37; --accent:#7ba3ff; --good:#6fd3a0; --good-back:#173226; --warn:#f3bd6a;
   --warn-back:#3a2c12;
-  --track:#262c36; --code:#222832; --k0:#6d97f5; --k1:#3dbdb2; --k2:#f0a84a; --k3:#d77fc4; --k4:#a294f0; } }
+  --track:#262c36; --code:#222832; --k0:#6d97f5; --k1:#3dbdb2; --k2:#f0a84a; --k3:#d77fc4; --k4:#a294f0;
+  --k5:#f0806c; --k6:#a9c452; --k7:#c79a72; } }
 * { box-sizing:border-box; }
 html { -webkit-text-size-adjust:100%; }
 body { margin:0; background:var(--page); color:var(--ink);
@@ -154,6 +156,10 @@ tbody tr:last-child td { border-bottom:0; } .facts td:first-child { width:230px;
 .lane .room { height:13px; } .lane .before { height:13px; border-radius:4px; background:var(--track); overflow:hidden; }
 .lane .after { height:13px; border-radius:4px; }
 .dead .before { background:repeating-linear-gradient(135deg,var(--track) 0 5px,transparent 5px 9px); }
+.cell { display:block; margin:0 auto; } .cell text { font-size:13px; font-weight:600; } .cell .tag { fill:var(--card); }
+.cell .node { fill:var(--track); stroke:var(--line); } .cell .name { fill:var(--ink); font-weight:500; }
+.chain { display:flex; flex-wrap:wrap; gap:8px; } .link { border:1px solid var(--line); border-radius:8px;
+  padding:4px 12px; font-size:13px; line-height:1.4; } .link span { display:block; color:var(--soft); }
 footer { color:var(--soft); font-size:13.5px; margin-top:28px; }
 @media (max-width:640px) { main { padding:24px 14px 40px; } section { padding:18px 16px; border-radius:12px; }
   .cards { grid-template-columns:1fr 1fr; gap:10px; padding:0; }

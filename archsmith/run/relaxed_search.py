@@ -323,8 +323,9 @@ class RelaxedSearcher:
         supernet = self.supernet
         scores = self._score(None)
         architecture = self.select(supernet)
+        sample = torch.Generator().manual_seed(seed_of(self.seed, "figures", self.position.epoch))
         with torch.no_grad():
-            mixing = supernet.mixing()
+            mixing = supernet.mixing(generator=sample)
         if self._expected is None:
             self._expected = CandidateMacs.of(supernet, self.task.input_shape)
         return {
@@ -335,7 +336,8 @@ class RelaxedSearcher:
             "expected_macs": float(self._expected(mixing).detach()),
             "entropy": {group: float(entropy(mixing[group])) for group in supernet.options},
             "probabilities": {group: weights.tolist() for group, weights in mixing.items()},
-            "chosen": dict(architecture.decisions),
+            "chosen": supernet.drawing(architecture),
+            **({"edges": supernet.edges()} if self.position.epoch == 0 else {}),
             "operations": {
                 group: len(set(targets)) * supernet.per_node if supernet.per_node else len(targets)
                 for group, targets in supernet.targets.items()
@@ -355,10 +357,16 @@ class RelaxedSearcher:
         }
 
     def _score(self, architecture: Architecture | None) -> dict[str, float | int]:
-        """Return the supernet's scores on validation images, relaxed or along one path, by batch statistics."""
+        """Return the supernet's scores on validation images, relaxed or along one path, by batch statistics.
+
+        Where mixing weights are sampled it is one sample for each epoch, whose name is the epoch.
+        """
         assert self.supernet is not None
         self.supernet.activate(architecture)
-        with batch_statistics(self.supernet):
+        with batch_statistics(self.supernet), torch.no_grad():
+            if architecture is None:
+                sample = torch.Generator().manual_seed(seed_of(self.seed, "score", self.position.epoch))
+                self.supernet.active = self.supernet.mixing(generator=sample)
             scores = self.task.evaluate(self.supernet, "valid")
         self.supernet.activate(None)
         return scores

@@ -22,6 +22,8 @@ from archsmith.core.files import read_json, write_atomic
 from archsmith.cost import LayerProfile, count, profile
 from archsmith.run import charts
 from archsmith.run.baselines import Baseline, read_baselines
+from archsmith.run.cell_picture import cell_picture, chain_picture
+from archsmith.run.choice_charts import colours_of, entropy_and_cost, probabilities_over_time
 from archsmith.run.constructor import parse_call
 from archsmith.run.diagnose import diagnose
 from archsmith.run.directory import Run
@@ -109,6 +111,7 @@ def render(facts: Facts, *, plotly: str) -> str:
         _cards(facts),
         _diagnosis(facts),
         _network(facts),
+        _choices(facts),
         _over_time(facts),
         _pareto(facts),
         _comparison(facts),
@@ -262,6 +265,8 @@ def _network(facts: Facts) -> Html:
     widths = widths_of(facts.architecture)
     if not widths and facts.result.get("widths"):
         return _own_network(facts, title)
+    if not widths and any("chosen" in epoch for epoch in facts.epochs):
+        return Html()  # its choices have a section of their own
     if not widths:
         return section("network", title, element("p", "This network has no searched widths to show."))
     about = {}
@@ -276,6 +281,41 @@ def _network(facts: Facts) -> Html:
         "as its branch was in the largest network, and filled as far as it is alive."
     )
     return section("network", title, network_picture(widths, about), lead=lead)
+
+
+def _choices(facts: Facts) -> Html:
+    """Return the derived cells and how their logits came there; nothing for methods without logits."""
+    searching = [epoch for epoch in facts.epochs if "probabilities" in epoch and "chosen" in epoch]
+    if not searching or "edges" not in searching[0]:
+        return Html()
+    edges, chosen = searching[0]["edges"], searching[-1]["chosen"]
+    content = []
+    for group, of_group in edges.items():
+        colours = colours_of(list(dict.fromkeys(name for edge in of_group for name in edge["options"])))
+        arcs = [(*label.split(" to ", 1), name) for label, name in chosen[group] if " to " in label]
+        taken = [arc for arc in arcs if arc[2] != "none"]
+        picture = cell_picture(taken, colours) if taken else chain_picture([(a, b) for a, b in chosen[group]], colours)
+        content += [element("h3", f"Selected: {group}"), picture]
+    content += [
+        element("h3", "How undecided the choices are, and what they cost"),
+        chart("chart-entropy", entropy_and_cost(searching), "Entropy of the choices and MACs over the search"),
+    ]
+    for number, (group, of_group) in enumerate(edges.items()):
+        figure = probabilities_over_time(searching, group, of_group)
+        content += [
+            element("h3", f"Weight of every operation, edge by edge: {group}"),
+            chart(f"chart-edges-{number}", figure, f"Mixing weights of the edges of {group} over the search"),
+        ]
+    figures = facts.result.get("figures", {})
+    gap = ""
+    if "supernet_accuracy" in figures:
+        gap = (
+            f" The search network had {100 * figures['supernet_accuracy']:.2f} % on validation images with all "
+            f"operations mixed, and {100 * figures['selected_path_accuracy']:.2f} % along the selection alone, "
+            "with the same weights."
+        )
+    lead = f"What the search made of every choice in {len(searching)} epochs.{gap}"
+    return section("choices", "The choices", *content, lead=lead)
 
 
 def _own_network(facts: Facts, title: str) -> Html:

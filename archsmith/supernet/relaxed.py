@@ -300,6 +300,28 @@ class SearchSupernet(RelaxedSupernet, ABC):
         """Return the network's output; see ``RelaxedSupernet.forward``."""
         return super().forward(x, self.active if mixing is None else mixing)
 
+    def edges(self) -> dict[str, list[dict[str, Any]]]:
+        """Return name and candidates of every edge by group, as plain JSON values, for reports."""
+        return {
+            group: [
+                {"name": label, "options": list(options)}
+                for label, options in zip(self.labels[group], self.options[group], strict=True)
+            ]
+            for group in self.options
+        }
+
+    def drawing(self, architecture: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+        """Return label and operation of every edge that an architecture takes, by group, for reports."""
+        path = self.path(architecture)
+        return {
+            group: [
+                [label, options[int(row.argmax())]]
+                for label, options, row in zip(self.labels[group], self.options[group], path[group], strict=True)
+                if bool(row.any())
+            ]
+            for group in self.options
+        }
+
     def strengths(self, mixing: Tensors | None = None) -> dict[str, Tensor]:
         """Return how strong every operation of every edge is, (E, O) by group, see ``derive``."""
         with torch.no_grad():

@@ -290,3 +290,21 @@ def test_a_stopped_run_has_a_report_and_no_baselines(finished: Path, tmp_path: P
     assert "stopped early" in Page((run / "report.html").read_text()).text and not (run / "baselines").exists()
     with pytest.raises(UserError, match=r"--baselines: got 1; allowed: a finished run\. archsmith resume"):
         archsmith.report(run, baselines=1)
+
+
+def test_a_search_over_choices_shows_them(facts: Facts) -> None:
+    choice = {
+        "probabilities": {"cell": [[0.3, 0.7], [0.6, 0.4]]},
+        "entropy": {"cell": 0.6},
+        "expected_macs": 2e5,
+        "edges": {"cell": [{"name": name, "options": ["skip", "conv"]} for name in ("0 to 1", "1 to 2")]},
+        "chosen": {"cell": [["0 to 1", "conv"], ["1 to 2", "skip"]]},
+    }
+    figures = {**facts.result.get("figures", {}), "supernet_accuracy": 0.9, "selected_path_accuracy": 0.25}
+    searched = changed(
+        facts, epochs=[{**facts.epochs[0], **choice}, *facts.epochs[1:]], result={**facts.result, "figures": figures}
+    )
+    drawn = render(searched, plotly="")
+    assert drawn.count("<path") == 2 and 'id="chart-entropy"' in drawn and 'id="chart-edges-0"' in drawn
+    assert "90.00 % on validation images with all operations mixed, and 25.00 %" in drawn
+    assert 'id="choices"' not in render(facts, plotly="")
