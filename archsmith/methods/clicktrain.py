@@ -22,44 +22,36 @@ The compiler that turns patterns into fast code is not part of this; what it nee
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from archsmith.atoms.hard_masks import HardMasks
+from archsmith.atoms.pattern_choice import (
+    Decision,
+    choose,
+    masks_of,
+    percents_of,
+    ratios,
+    weight_budget,
+    weights_per_kernel,
+)
 from archsmith.atoms.pattern_file import KernelChoice, packed_model, save_packed
 from archsmith.atoms.prunable import chosen_convolutions, convolutions, unwrapped, weight_of
-from archsmith.atoms.weight_masks import (
-    Kernels,
-    Patterns,
-    Pool,
-    importance,
-    kept_weights,
-    pattern_pool,
-    percents_by_ranking,
-)
+from archsmith.atoms.weight_masks import importance, kept_weights, pattern_pool
 from archsmith.core.errors import Shown, UserError
-from archsmith.core.files import write_atomic
 from archsmith.cost import count
 from archsmith.layers.pattern_conv import Execution
-from archsmith.tasks.augment import changed_augment
 from archsmith.tasks.base import Task
 from archsmith.train.agree import from_first_rank
 from archsmith.train.compute import Compute
-from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
 from archsmith.train.mask_lasso import ComplementLasso
 from archsmith.train.phases import Phase, PhaseSchedule
-from archsmith.train.schedules import dropped
-from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
-from archsmith.train.workers import refuse_unrepeatable
+from archsmith.train.pruned_training import PruningTraining
 
 SYSTEM = {
     "slug": "clicktrain",
@@ -72,8 +64,6 @@ SYSTEM = {
 
 Decide = Callable[[Callable[[], "Decision | None"]], "Decision | None"]
 Stage = Literal["plain", "regularise", "prune"]
-_KEPT = 4
-"""Weights that a pattern keeps of nine."""
 
 
 class Settings(BaseModel):
@@ -160,50 +150,6 @@ class Recipe(BaseModel):
     weight_decay: float = Field(default=5e-4, ge=0)
 
 
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """What stays, chosen once.
-
-    Attributes:
-        pool: The patterns.
-        percent: Percent of the kernels that go, by layer.
-        choices: Which kernels stay and which pattern each has, by layer.
-    """
-
-    pool: Pool
-    percent: dict[str, float]
-    choices: dict[str, KernelChoice]
-
-
-def choose(scores: Mapping[str, Tensor], settings: Settings, *, budget: int | None = None) -> Decision:
-    """Choose kernels and patterns of all layers from the importance of their weights.
-
-    Args:
-        scores: ``importance`` of each layer's weight, by name.
-        settings: Percentages, pool, patterns.
-        budget: With ``settings.ratio``: weights that these layers may keep.
-    """
-    pool = pattern_pool(settings.pool, settings.patterns, scores=_of_3x3(scores), centre=settings.centre)
-    if budget is not None:
-        percent = percents_by_ranking(scores, {name: _per_kernel(s.shape) for name, s in scores.items()}, budget)
-    else:
-        percent = _percents(settings, scores)
-    choices = {}
-    for name, score in scores.items():
-        # Every kernel gets a pattern, the removed ones too: their lasso counts both.
-        patterns = Patterns(pool).choose_ids(score).to(torch.uint8) if score.shape[2:] == (3, 3) else None
-        choices[name] = KernelChoice(Kernels(percent[name]).choose_kernels(score), patterns)
-    return Decision(pool, percent, choices)
-
-
-def masks_of(weight: Tensor, choice: KernelChoice, pool: Pool) -> list[Tensor]:
-    """Return the masks of one layer, of the weight's shape: kernels, and patterns where it has them; both must hold."""
-    masks = [choice.kept[:, :, None, None].expand(weight.shape).clone()]
-    if choice.patterns is not None:
-        masks.append(Patterns(pool).mask_of(choice.patterns.long()))
-    return masks
-
-
 class ClickTrain:
     """Prunes a training from inside; three lines in a loop of your own.
 
@@ -260,7 +206,7 @@ class ClickTrain:
         self.layers = {
             one.name: one.module for one in chosen_convolutions(model, names=names, exclude=settings.exclude)
         }
-        self._budget = _budget(model, self.layers, settings.ratio)
+        self._budget = weight_budget(model, self.layers, settings.ratio)
         self._lasso: ComplementLasso | None = None
         self._hard: HardMasks | None = None
         self._shrink = False
@@ -334,7 +280,7 @@ class ClickTrain:
         }
         return {
             "stage": self.stage,
-            **_ratios(rows),
+            **ratios(rows),
             "removed_but_not_zero": None if self._hard is None else sum(self._hard.violations().values()),
             "pool": None if self.decision is None else self.decision.pool,
             "layers": rows,
@@ -461,7 +407,7 @@ def plan(model: nn.Module, settings: Settings) -> dict[str, Any]:
         )
     names = settings.kernels if isinstance(settings.kernels, dict) else None
     chosen = [one.name for one in chosen_convolutions(model, names=names, exclude=settings.exclude)]
-    percents = _percents(settings, chosen)
+    percents = percents_of(settings, chosen)
     rows = {}
     for one in convolutions(model):
         shape, percent = one.module.weight.shape, percents.get(one.name)
@@ -469,18 +415,15 @@ def plan(model: nn.Module, settings: Settings) -> dict[str, Any]:
             "weights": shape.numel(),
             "nonzero": shape.numel()
             if percent is None
-            else kept_weights(shape, percent, per_kernel=_per_kernel(shape)),
+            else kept_weights(shape, percent, per_kernel=weights_per_kernel(shape)),
             "percent": percent,
             "kept": "" if percent is not None else one.kept or "not chosen",
         }
-    return {**_ratios(rows), "layers": rows}
+    return {**ratios(rows), "layers": rows}
 
 
-class PrunedTraining:
-    """Our own training of a task with ``ClickTrain`` in it, that can be left after any epoch and taken up exactly.
-
-    Exactly, where the task's batches depend on seed, epoch and step alone: the image tasks, and loaders that archsmith
-    can seed. A loader with an order of its own begins the next epoch as it does in a new process.
+class PrunedTraining(PruningTraining[ClickTrain]):
+    """Our own training of a task with ``ClickTrain`` in it, see ``archsmith.train.pruned_training``.
 
     Args:
         network: Changed in place.
@@ -489,11 +432,6 @@ class PrunedTraining:
         recipe: How it is trained.
         seed: Seed of batches, augmentation and dropout.
         compute: Device, precision, processes; the CPU when None.
-
-    Attributes:
-        click: The pruning.
-        position: Where it stands.
-        history: Means of loss and accuracy of each epoch, as trained.
 
     Raises:
         UserError: The last stage would never begin, the batch does not fit the task, or what ``ClickTrain`` raises.
@@ -513,82 +451,19 @@ class PrunedTraining:
             raise UserError(
                 "prune_from", settings.prune_from, allowed=f"less than the {recipe.epochs} epochs of the recipe"
             )
-        self.compute = compute or Compute()
-        self.compute.check_batch_size(recipe.batch_size)
-        refuse_unrepeatable(task.resume_note, self.compute.workers.count)
-        self.network, self.task, self.settings, self.recipe, self.seed = network, task, settings, recipe, seed
-        self.steps = task.steps_per_epoch(recipe.batch_size)
-        network.to(self.compute.device)
-        self.optimizer = torch.optim.SGD(
-            network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        self.settings, self.recipe = settings, recipe
+        super().__init__(
+            network,
+            task,
+            recipe,
+            lambda model, optimizer, steps, processes: ClickTrain(
+                model, optimizer, settings, steps_per_epoch=steps, from_main=processes.workers.from_main
+            ),
+            identity={"settings": settings.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")},
+            label_smoothing=settings.label_smoothing,
+            seed=seed,
+            compute=compute,
         )
-        self.click = ClickTrain(
-            network, self.optimizer, settings, steps_per_epoch=self.steps, from_main=self.compute.workers.from_main
-        )
-        self.position = Position()
-        self.history: list[dict[str, float]] = []
-        self.forward = self.compute.forward(network)
-
-    def epoch(self) -> dict[str, float]:
-        """Train one epoch; return its means of "loss" and "accuracy".
-
-        Raises:
-            Diverged: The loss became NaN or infinite.
-        """
-        recipe = self.recipe
-        hooks = LoopHooks(
-            rate=lambda step: dropped(step, base=recipe.lr, drops=recipe.drops, steps_per_epoch=self.steps),
-            after_backward=self.click.before_step,
-            after_step=lambda rate: self.click.after_step(),
-        )
-        changes = {"mixup": self.click.mixup, "label_smoothing": self.settings.label_smoothing}
-        with changed_augment(self.task, **{name: value for name, value in changes.items() if value}):
-            train_epoch(
-                self.network,
-                self.optimizer,
-                self.task,
-                self.position,
-                hooks,
-                batch_size=recipe.batch_size,
-                seed=self.seed,
-                compute=self.compute,
-                forward=self.forward,
-            )
-        means = self.position.means()
-        self.history.append(means)
-        next_epoch(self.position)
-        return means
-
-    def scores(self, split: str = "valid") -> dict[str, float]:
-        """Return the task's scores of the network as it is."""
-        self.network.eval()
-        found = self.task.evaluate(self.compute.evaluating(self.network), split)
-        return {name: float(value) for name, value in found.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return everything that ``load`` needs, as named tensors; taken between two epochs."""
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors |= optimizer_tensors(self.optimizer, self.network)
-        tensors |= {f"click.{name}": tensor for name, tensor in self.click.state_dict().items()}
-        tensors["history"] = torch.tensor(
-            [[means["loss"], means["accuracy"]] for means in self.history], dtype=torch.float64
-        )
-        return tensors
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what ``state`` returned.
-
-        Raises:
-            UserError: The tensors are those of another network.
-        """
-        try:
-            self.network.load_state_dict(_below("network.", tensors))
-            load_optimizer_tensors(self.optimizer, self.network, tensors)
-        except (KeyError, RuntimeError) as error:
-            raise UserError("state", Shown(str(error).splitlines()[0]), allowed="that of this network") from error
-        self.click.load_state_dict(_below("click.", tensors))
-        self.history = [{"loss": loss, "accuracy": accuracy} for loss, accuracy in tensors["history"].tolist()]
-        self.position = Position(epoch=len(self.history), total=self.click.steps)
 
 
 def train(
@@ -623,19 +498,16 @@ def train(
         Diverged: The loss became NaN or infinite.
     """
     training = PrunedTraining(network, task, settings, recipe or Recipe(), seed=seed, compute=compute)
-    workers = training.compute.workers
     path = None if folder is None else Path(folder) / "training.safetensors"
     if path is not None:
-        found = workers.from_main(lambda: _read(path, training))
-        if found is not None:
-            training.load(found)
+        training.resume_from(path)
     while training.position.epoch < training.recipe.epochs:
         training.epoch()
-        if path is not None and workers.main:
-            _write(path, training)
+        if path is not None:
+            training.keep(path)
         on_epoch(training)
     network.eval()
-    if folder is not None and workers.main:
+    if folder is not None and training.compute.workers.main:
         training.click.export(Path(folder) / "pruned")
     return training
 
@@ -698,92 +570,3 @@ def published_settings(name: str, network: nn.Module) -> tuple[Settings, Recipe]
         )
     kernels = {layer: float(percent) for layer, percent in zip(layers, published["kernels"], strict=True)}
     return Settings(kernels=kernels, **published["settings"]), Recipe(**published["recipe"])
-
-
-def _percents(settings: Settings, layers: Iterable[str]) -> dict[str, float]:
-    """Return the percent of kernels that go, by layer."""
-    if isinstance(settings.kernels, dict):
-        return {name: settings.kernels[name] for name in layers}
-    assert settings.kernels is not None
-    return dict.fromkeys(layers, settings.kernels)
-
-
-def _per_kernel(shape: torch.Size | tuple[int, ...]) -> int:
-    """Return how many weights stay in a kernel that stays: four of 3x3, all of other sizes."""
-    return _KEPT if tuple(shape[2:]) == (3, 3) else shape[2] * shape[3]
-
-
-def _of_3x3(scores: Mapping[str, Tensor]) -> list[Tensor]:
-    return [score for score in scores.values() if score.shape[2:] == (3, 3)]
-
-
-def _budget(model: nn.Module, layers: Mapping[str, nn.Conv2d], ratio: float | None) -> int | None:
-    """Return how many weights the pruned layers may keep, so that all convolutions together reach the ratio."""
-    if ratio is None:
-        return None
-    every = sum(one.module.weight.numel() for one in convolutions(model))
-    whole = every - sum(module.weight.numel() for module in layers.values())
-    budget = int(every / ratio) - whole
-    zeros = {name: torch.zeros(module.weight.shape) for name, module in layers.items()}
-    per_kernel = {name: _per_kernel(module.weight.shape) for name, module in layers.items()}
-    percents_by_ranking(zeros, per_kernel, budget)  # raises when it is out of reach, before anything is trained
-    return budget
-
-
-def _ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    def ratio(some: list[Mapping[str, Any]]) -> float:
-        nonzero = sum(row["nonzero"] for row in some)
-        return sum(row["weights"] for row in some) / nonzero if nonzero else float("inf")
-
-    every = list(rows.values())
-    return {
-        "weights": sum(row["weights"] for row in every),
-        "nonzero": sum(row["nonzero"] for row in every),
-        "ratio": ratio(every),
-        "ratio_without_shortcuts": ratio([row for row in every if "shortcut" not in row["kept"]]),
-        "ratio_pruned": ratio([row for row in every if not row["kept"]]),
-    }
-
-
-def _identity(training: PrunedTraining) -> str:
-    """Return what must be the same for a kept state to fit."""
-    shapes = {name: list(tensor.shape) for name, tensor in unwrapped(training.network).state_dict().items()}
-    return json.dumps(
-        {
-            "settings": training.settings.model_dump(mode="json"),
-            "recipe": training.recipe.model_dump(mode="json"),
-            "seed": training.seed,
-            "task": training.task.digest,
-            "network": shapes,
-        },
-        sort_keys=True,
-    )
-
-
-def _write(path: Path, training: PrunedTraining) -> None:
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in training.state().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, safetensors.torch.save(tensors, {"training": _identity(training)}))
-
-
-def _read(path: Path, training: PrunedTraining) -> dict[str, Tensor] | None:
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as stream:
-            identity = (stream.metadata() or {}).get("training")
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError("folder", str(path), allowed="a file that this function wrote", hint=str(error)) from error
-    if identity != _identity(training):
-        raise UserError(
-            "folder",
-            str(path),
-            allowed="a new folder, or that of this very training",
-            hint="Settings, recipe, seed, task or network differ from those of the training that is kept there.",
-        )
-    return tensors
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -18,6 +18,7 @@ from shared_data import cifar10_arrays
 from torch import nn
 from two_processes import in_processes
 
+from archsmith.atoms.pattern_choice import choose, masks_of
 from archsmith.atoms.pattern_file import dense_weights, load_packed
 from archsmith.atoms.weight_masks import all_patterns, importance
 from archsmith.core.errors import UserError
@@ -28,8 +29,6 @@ from archsmith.methods.clicktrain import (
     PrunedTraining,
     Recipe,
     Settings,
-    choose,
-    masks_of,
     plan,
     published_settings,
     train,
