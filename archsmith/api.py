@@ -250,7 +250,12 @@ def _module_of(config: RunConfig) -> ModuleType:
 
 
 def resume(
-    run: str | Path, *, task: Task | None = None, time_limit: float | None = None, quiet: bool = False
+    run: str | Path,
+    *,
+    task: Task | None = None,
+    time_limit: float | None = None,
+    quiet: bool = False,
+    trust: bool = False,
 ) -> Outcome:
     """Go on with an unfinished run under its own configuration; a finished one is only read.
 
@@ -259,9 +264,10 @@ def resume(
         task: The task object, when the run was started with one of your own.
         time_limit: As in ``search``.
         quiet: No progress.
+        trust: Execute the factory that the run names, where it shrinks a network of your own.
 
     Raises:
-        UserError: Not a run, or its data changed since it was started.
+        UserError: Not a run, its data changed since it was started, or it would execute a factory without ``trust``.
         ArchsmithError: The run cannot go on; what was saved is kept.
     """
 
@@ -273,9 +279,22 @@ def resume(
         found = workers.from_main(read)
         if isinstance(found, Outcome):
             return found
+        _require_trust(found, trust)
         opened_task = task or task_of(found)
         _require_same_data(found, opened_task)
         return _run(found, opened_task, _module_of(found), run, time_limit, quiet)
+
+
+def _require_trust(config: RunConfig, trust: bool) -> None:
+    """Refuse to execute code that only a file names: the file may come from somebody else."""
+    if is_own(config) and not trust:
+        target = config.family.get("target")
+        raise UserError(
+            "run",
+            Shown(f"one that executes {target}"),
+            allowed="such a run with --trust (trust=True), if you trust the author of that code",
+            hint=f"Or type the command again that started it: archsmith shrink {target} ...",
+        )
 
 
 def search_file(
@@ -288,6 +307,7 @@ def search_file(
     time_limit: float | None = None,
     baselines: int = 0,
     quiet: bool = False,
+    trust: bool = False,
 ) -> Outcome:
     """Search under the configuration of a file: the ``config.yaml`` of another run, as it is or edited.
 
@@ -303,9 +323,11 @@ def search_file(
         time_limit: As in ``search``.
         baselines: As in ``search``.
         quiet: No progress.
+        trust: Execute the factory that the file names, where it shrinks a network of your own.
 
     Raises:
-        UserError: The file cannot be read, or is wrong, or the data are not those that it names by their digest.
+        UserError: It would execute a factory without ``trust``; the file cannot be read, or is wrong, or the data are
+            not those that it names by their digest.
         ArchsmithError: The run cannot go on; what was saved is kept.
     """
     written = read_config(config)
@@ -313,6 +335,7 @@ def search_file(
     update = {key: value for key, value in changed.items() if value is not None}
     merged = {**written.model_dump(), **update, "settings": {**written.settings, **(settings or {})}}
     written = validated(RunConfig, merged, field="config")
+    _require_trust(written, trust)
     module = _module_of(written)
     task = task_of(written)
     if written.task_digest:

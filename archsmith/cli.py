@@ -54,6 +54,9 @@ Baselines = Annotated[
 ]
 
 
+Trust = Annotated[bool, typer.Option("--trust", help="Execute code that archsmith did not write.")]
+
+
 @app.command()
 def search(
     context: typer.Context,
@@ -83,6 +86,7 @@ def search(
     time_limit: TimeLimit = None,
     baselines: Baselines = 0,
     quiet: Quiet = False,
+    trust: Trust = False,
 ) -> None:
     """Find and train a network for a task within a budget; typed again, go on or show what was found."""
     from archsmith import api
@@ -103,6 +107,7 @@ def search(
                 time_limit=limit,
                 baselines=baselines,
                 quiet=quiet,
+                trust=trust,
             )
         )
         return
@@ -180,6 +185,7 @@ def resume(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     time_limit: TimeLimit = None,
     quiet: Quiet = False,
+    trust: Trust = False,
 ) -> None:
     """Go on with an unfinished run, bit for bit as if it had never stopped."""
     from archsmith import api
@@ -188,7 +194,7 @@ def resume(
 
     raise_malloc_thresholds()
     limit = None if time_limit is None else parse_duration(time_limit)
-    _summarise(api.resume(run, time_limit=limit, quiet=quiet))
+    _summarise(api.resume(run, time_limit=limit, quiet=quiet, trust=trust))
 
 
 @app.command()
@@ -213,7 +219,7 @@ def report(
 @app.command()
 def verify(
     run: Annotated[Path, typer.Argument(help="Folder of a finished or stopped run.")],
-    trust: Annotated[bool, typer.Option("--trust", help="Execute code that archsmith did not write.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Rebuild every file of a result in a fresh process, compare, recount, re-measure; exit 1 on any mismatch."""
     from archsmith import api
@@ -543,13 +549,15 @@ def _summarise(outcome: Outcome) -> None:
     if (outcome.path / "report.html").exists():
         rows["report"] = outcome.path / "report.html"
     _diagnosis(result.get("diagnosis", []))
+    trust = " --trust" if result["family"] == "own" else ""
     if outcome.status == "finished":
-        trust = " --trust" if result["family"] == "own" else ""
         summary(f"{result['method']} on {result['task']}: finished", rows, f"archsmith verify {outcome.path}{trust}")
     else:
         count = process_count()
         program = "archsmith" if count == 1 else f"torchrun --nproc-per-node {count} -m archsmith"
-        summary(f"{result['method']} on {result['task']}: stopped early", rows, f"{program} resume {outcome.path}")
+        summary(
+            f"{result['method']} on {result['task']}: stopped early", rows, f"{program} resume {outcome.path}{trust}"
+        )
 
 
 def _diagnosis(findings: Sequence[dict[str, str]]) -> None:

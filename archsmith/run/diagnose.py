@@ -78,6 +78,11 @@ class _Seen:
         return self.config.get("settings", {}).get(name)
 
     @property
+    def trust(self) -> tuple[str, ...]:
+        """What a command needs that executes the user's own factory."""
+        return ("--trust",) if self.config.get("family", {}).get("name") == "own" else ()
+
+    @property
     def shrinks(self) -> bool:
         """Whether the method removes atoms at all: it counts them, and no architecture was given."""
         return bool(self.epochs) and "atoms" in self.epochs[-1] and not self.config.get("architecture")
@@ -105,6 +110,7 @@ class _Seen:
             *options,
             "--out",
             f"{self.run}-{suffix}",
+            *self.trust,
         ]
         return shlex.join(words)
 
@@ -293,7 +299,7 @@ def _noisy_latency(seen: _Seen) -> Iterator[Finding]:
         "The latency is too noisy to claim",
         f"The middle half of the rounds spans {latency['iqr_ms']:.3g} ms around a median of {latency['median_ms']:.3g} "
         "ms, more than a tenth: something else was running. Measure again on a quiet machine.",
-        shlex.join(["archsmith", "verify", seen.run]),
+        shlex.join(["archsmith", "verify", seen.run, *seen.trust]),
     )
 
 

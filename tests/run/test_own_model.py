@@ -134,8 +134,13 @@ def test_a_stopped_run_delivers_within_the_budget_and_goes_on_bit_for_bit(tmp_pa
     assert stopped.status == "stopped"
     assert stopped.best["costs"]["macs"] <= 0.5 * stopped.result["reference"]["macs"]
     if method == "shrink":
-        archsmith.resume(out, time_limit=0.01, quiet=True)
-    again = archsmith.resume(out, quiet=True)
+        archsmith.resume(out, time_limit=0.01, quiet=True, trust=True)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="allowed: such a run with --trust"):
+        patch.setattr("archsmith.run.own_model.load_target", lambda target: pytest.fail("executed"))
+        archsmith.resume(out, quiet=True)
+    with pytest.raises(UserError, match="run: got one that executes users_networks:digits_net"):
+        archsmith.search_file(out / "config.yaml", out=tmp_path / "received", quiet=True)
+    again = archsmith.resume(out, quiet=True, trust=True)
     assert again.status == "finished"
     one, two = (load_file(outcome.folder / "weights.safetensors") for outcome in (whole, again))
     assert all(torch.equal(one[name], two[name]) for name in one)
