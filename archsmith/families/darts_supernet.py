@@ -26,8 +26,10 @@ from archsmith.layers.darts import (
     reduction_cells,
     stem_outputs,
 )
+from archsmith.layers.partial_nets import PartialDartsNetwork
 from archsmith.space import Architecture, ProductSpace
 from archsmith.supernet.mixed import Relaxation
+from archsmith.supernet.partial import partial_form
 from archsmith.supernet.relaxed import MakeEdge, SearchSupernet, mixed_edge
 from archsmith.supernet.selection import magnitude
 
@@ -210,8 +212,12 @@ class DartsSupernet(SearchSupernet):
             UserError: It is not of the space.
         """
         genotype = genotype_of(self.space.validate(architecture))
-        network = DartsNetwork(
-            **self._arguments, normal=genotype.normal, reduce=genotype.reduce, **_outputs(genotype), **_SEARCH_FORM
+        cells = {"normal": genotype.normal, "reduce": genotype.reduce, **_outputs(genotype)}
+        edge_form = partial_form(self.network)
+        network = (
+            DartsNetwork(**self._arguments, **cells, **_SEARCH_FORM)
+            if edge_form is None
+            else PartialDartsNetwork(**edge_form, **self._arguments, **cells, **_SEARCH_FORM)
         )
         own = self.network.state_dict()
         state = {}
@@ -223,7 +229,9 @@ class DartsSupernet(SearchSupernet):
                 edges: Sequence[tuple[str, int]] = getattr(genotype, self.network.kinds[int(first.split(".")[1])])
                 operation, source = edges[int(number)]
                 edge = edges_of(self.nodes).index((source, int(number) // 2 + 2))
-                state[name] = own[f"{first}.edges.{edge}.candidates.{operation}.{leaf}"]
+                through = "inner." if leaf.startswith("inner.") else ""
+                own_leaf = f"{through}candidates.{operation}.{leaf.removeprefix(through)}"
+                state[name] = own[f"{first}.edges.{edge}.{leaf if leaf == 'order' else own_leaf}"]
             else:
                 state[name] = own[name]
         network.load_state_dict(state)
