@@ -37,6 +37,13 @@ class Relaxation(ABC):
             generator: Source of randomness, for relaxations that sample; torch's global one if None.
         """
 
+    def probabilities(self, logits_EO: Tensor) -> Tensor:
+        """Return how strong every candidate is, of the shape of ``logits_EO``: reported, and deciding in the end.
+
+        Nothing is drawn. Here it is the softmax of every row; relaxations with other weights need not return these.
+        """
+        return logits_EO.softmax(dim=-1)
+
     def mix(self, x: Tensor, candidates: nn.ModuleDict, weights_O: Weights) -> Tensor:
         """Return ``sum_o weights[o] * candidate_o(x)``; of plain numbers, those that are zero are not run."""
         total: Tensor | None = None
@@ -61,6 +68,10 @@ class Sigmoid(Relaxation):
 
     def weights(self, logits_EO: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the logistic sigmoid of every entry."""
+        return logits_EO.sigmoid()
+
+    def probabilities(self, logits_EO: Tensor) -> Tensor:
+        """Return the gates themselves."""
         return logits_EO.sigmoid()
 
 
