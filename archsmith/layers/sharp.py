@@ -202,6 +202,24 @@ def make_sharp_primitive(
     )
 
 
+def sharp_size(name: str, in_channels: int, out_channels: int, choke: int = CHOKE) -> tuple[int, int]:
+    """Return the multiply-accumulates of a primitive for one pixel of its output, and its parameters.
+
+    Args:
+        name: A pooling or a name of ``SHARP_CONVOLUTIONS``.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        choke: The fixed middle width of choke convolutions.
+    """
+    if name in SHARP_CONVOLUTIONS:
+        kernel, _, multiple = SHARP_CONVOLUTIONS[name]
+        middle = out_channels * multiple if multiple else choke
+        macs = (kernel**2 + middle) * in_channels + (kernel**2 + out_channels) * middle
+        return macs, macs + 2 * middle + 2 * out_channels
+    resized = 0 if in_channels == out_channels else in_channels * out_channels
+    return resized, resized + (2 * out_channels if resized else 0)
+
+
 class SharpPrimitives(DartsPrimitives):
     """Gives cells the operations of sharpDARTS in place of those of DARTS.
 

@@ -38,11 +38,8 @@ class Relaxation(ABC):
         """
 
     def probabilities(self, logits_EO: Tensor) -> Tensor:
-        """Return how strong every candidate is, of the shape of ``logits_EO``: reported, and deciding in the end.
-
-        Nothing is drawn. Here it is the softmax of every row; relaxations with other weights need not return these.
-        """
-        return logits_EO.softmax(dim=-1)
+        """Return how likely or strong every candidate is, without a sample; the weights where nothing is sampled."""
+        return self.weights(logits_EO)
 
     def mix(self, x: Tensor, candidates: nn.ModuleDict, weights_O: Weights) -> Tensor:
         """Return ``sum_o weights[o] * candidate_o(x)``; of plain numbers, those that are zero are not run."""
@@ -70,10 +67,6 @@ class Sigmoid(Relaxation):
         """Return the logistic sigmoid of every entry."""
         return logits_EO.sigmoid()
 
-    def probabilities(self, logits_EO: Tensor) -> Tensor:
-        """Return the gates themselves."""
-        return logits_EO.sigmoid()
-
 
 class GumbelSoftmax(Relaxation):
     """A relaxed sample of one candidate for each edge: ``softmax((logits + g) / temperature)``, g standard Gumbel.
@@ -95,6 +88,10 @@ class GumbelSoftmax(Relaxation):
         gumbel = -torch.log(-torch.log(uniform.clamp(tiny, 1 - torch.finfo(logits_EO.dtype).eps)))
         soft = ((logits_EO + gumbel) / self.temperature).softmax(dim=-1)
         return straight_through(soft.argmax(dim=-1), soft) if self.hard else soft
+
+    def probabilities(self, logits_EO: Tensor) -> Tensor:
+        """Return the softmax of every row: how often each candidate is the largest of a sample."""
+        return logits_EO.softmax(dim=-1)
 
 
 class StraightThrough(Relaxation):
