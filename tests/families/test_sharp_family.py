@@ -172,11 +172,10 @@ def test_spaces_and_sets():
     assert family_from_json(old) == darts_family(image=(3, 8, 8), num_classes=5)  # written before there were others
 
 
-@pytest.mark.parametrize("channels", [4, 8, 16, 64])
-@pytest.mark.parametrize("operations", ["sharp", "sharper"])
-def test_the_ends_are_the_ends_at_every_width(channels, operations):
+@pytest.mark.parametrize("channels", [4, 64])
+def test_the_ends_are_the_ends_at_every_width(channels):
     """Among cells of one operation, which a choke of fixed width orders differently at every width."""
-    family = sharp(channels=channels, operations=operations)
+    family = sharp(channels=channels)
     costs = {}
     for name in family.operations:
         if name != "none":
