@@ -6,7 +6,7 @@ from sharp_recipe import case, cases
 from archsmith.families.darts_space import DARTS_OPERATIONS
 from archsmith.layers.darts import DenseLayers
 from archsmith.layers.sharp import SharpPrimitives
-from archsmith.supernet import GumbelSoftmax, MaxW, MixedOp, Sigmoid, Softmax, StraightThrough
+from archsmith.supernet import GumbelSoftmax, MaxW, MixedOp, Sigmoid, Softmax
 
 NAMES = DARTS_OPERATIONS
 
@@ -78,7 +78,7 @@ def test_it_shifts_the_weights_of_any_relaxation():
     gates = Sigmoid().weights(logits)
     torch.testing.assert_close(MaxW(Sigmoid()).weights(logits), 1 - gates.max() + gates)
     assert torch.equal(MaxW(Sigmoid()).probabilities(logits), gates)
-    for sampled in (StraightThrough(), GumbelSoftmax(hard=True)):
-        draw = [relaxation.weights(logits, torch.Generator().manual_seed(3)) for relaxation in (sampled, MaxW(sampled))]
-        torch.testing.assert_close(*draw)  # one candidate with weight 1: nothing to shift
-        assert torch.equal(MaxW(sampled).probabilities(logits), logits.softmax(-1))
+    sampled = GumbelSoftmax(hard=True)
+    drawn = [relaxation.weights(logits, torch.Generator().manual_seed(3)) for relaxation in (sampled, MaxW(sampled))]
+    torch.testing.assert_close(*drawn)  # one candidate with weight 1: nothing to shift
+    assert torch.equal(MaxW(sampled).probabilities(logits), logits.softmax(-1))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from archsmith.core.errors import UserError
-from archsmith.supernet import MixedOp, RelaxedSupernet, Sigmoid, StraightThrough
+from archsmith.supernet import GumbelSoftmax, MixedOp, RelaxedSupernet, Sigmoid, StraightThrough
 from archsmith.supernet.relaxed import edge_normalised, entropy
 
 
@@ -133,7 +133,7 @@ def test_edge_weights_are_a_softmax_over_the_edges_of_one_node():
 
 
 def test_probabilities_are_no_sample_and_hold_decided_rows():
-    net = supernet(relaxation=StraightThrough())
+    net = supernet(relaxation=GumbelSoftmax(hard=True))
     net.fix_("chain", 1, "norm")
     with torch.no_grad():
         net.logits["chain"].copy_(torch.tensor([[0.5, 1.0, -1.0], [9.0, 0.0, 0.0]]))
