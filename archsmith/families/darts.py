@@ -1,6 +1,9 @@
 """DARTS networks: any pair of cells of the space, stacked for small images or for large ones.
 
-Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", arXiv 1806.09055.
+With other primitives they are the networks of sharpDARTS: the same cells, other operations behind the names.
+
+Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", arXiv 1806.09055; Hundt, Jain, Hager,
+"sharpDARTS: Faster and More Accurate Differentiable Architecture Search", arXiv 1903.09900.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from archsmith.families.darts_space import (
     CELLS,
     DARTS_OPERATIONS,
     NODES,
+    OPERATION_SETS,
     Genotype,
     architecture_of,
     darts_space,
@@ -25,7 +29,8 @@ from archsmith.families.darts_space import (
     genotype_of,
 )
 from archsmith.families.darts_supernet import DartsSupernet, SearchNetwork
-from archsmith.layers.darts import DartsNetwork, DenseLayers
+from archsmith.layers.darts import DartsNetwork, DenseLayers, reduction_cells
+from archsmith.layers.sharp import CHOKE, SHARP_CONVOLUTIONS, SharpPrimitives, sharp_size
 from archsmith.space import Architecture, ProductSpace
 from archsmith.supernet.mixed import Relaxation
 from archsmith.supernet.relaxed import MakeEdge, mixed_edge
@@ -37,7 +42,19 @@ FAMILIES = (
         "task": "images",
         "relaxed": True,
     },
+    {
+        "name": "sharpdarts",
+        "title": "DARTS cells of balanced separable convolutions, with narrow and wide middles (sharpDARTS)",
+        "task": "images",
+        "relaxed": True,
+    },
 )
+
+PRIMITIVES = {"darts": "darts", "sharp": "sharpdarts"}
+"""What makes operations, and the name of the family that it gives."""
+
+SHARP_NAMES = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", *SHARP_CONVOLUTIONS)
+"""Operations that the sharp primitives can make."""
 
 SKELETONS: dict[str, dict[str, Any]] = {
     "cifar": {"channels": 36, "cells": 20, "stem": "cifar"},
@@ -56,7 +73,8 @@ class DartsFamily:
     """Networks of one skeleton for one image size.
 
     Attributes:
-        image: Shape of one image, (C, H, W); H and W multiples of 4, or of 32 with the stem "imagenet".
+        image: Shape of one image, (C, H, W); H and W multiples of 4, or of 32 with the stem "imagenet"; of any size
+            with the primitives "sharp".
         num_classes: Number of classes.
         channels: C, channels of the nodes of the first cells, even.
         cells: Number of cells, from 3; those at one and at two thirds of the depth halve the resolution.
@@ -65,6 +83,9 @@ class DartsFamily:
             stem "cifar", 224 with the other).
         nodes: Own nodes of a cell.
         operations: Candidates of the search network's edges.
+        primitives: "darts", or "sharp" for the blocks of sharpDARTS behind the names of operations.
+        choke: Middle width of the choke convolutions of "sharp" (published: 32, and 96 for large images). The published
+            searches have 32 whatever the final network has, and so has ``search_form``.
 
     Build one with ``darts_family(skeleton, image=..., num_classes=...)``.
 
@@ -80,18 +101,23 @@ class DartsFamily:
     auxiliary: bool = False
     nodes: int = NODES
     operations: tuple[str, ...] = DARTS_OPERATIONS
+    primitives: str = "darts"
+    choke: int = CHOKE
 
     def __post_init__(self) -> None:
+        if self.primitives not in PRIMITIVES:
+            raise UserError("family.primitives", self.primitives, allowed=", ".join(PRIMITIVES))
         if self.stem not in ("cifar", "imagenet"):
             raise UserError("family.stem", self.stem, allowed="'cifar' or 'imagenet'")
-        for name, least in (("num_classes", 1), ("channels", 2), ("cells", 3), ("nodes", 1)):
+        for name, least in (("num_classes", 1), ("channels", 2), ("cells", 3), ("nodes", 1), ("choke", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"family.{name}", value, allowed=f"an integer from {least}")
         if self.channels % 2:
             raise UserError("family.channels", self.channels, allowed="an even number: half of a halved image's each")
         unit = 4 if self.stem == "cifar" else 32
-        if min(self.image) < 1 or self.image[1] % unit or self.image[2] % unit:
+        uneven = self.primitives == "darts" and (self.image[1] % unit or self.image[2] % unit)
+        if min(self.image) < 1 or uneven:
             raise UserError(
                 "image size",
                 Shown(f"{self.image[1]}x{self.image[2]}"),
@@ -106,35 +132,51 @@ class DartsFamily:
                 allowed=f"images of {allowed[0] * unit} to {allowed[1] * unit} pixels: it pools to 2x2",
                 hint="Train without it.",
             )
-        unknown = [name for name in self.operations if name not in DARTS_OPERATIONS]
+        known = DARTS_OPERATIONS if self.primitives == "darts" else SHARP_NAMES
+        unknown = [name for name in self.operations if name not in known]
         if unknown or len(set(self.operations) - {"none"}) < 1:
-            raise UserError("family.operations", self.operations, allowed=", ".join(DARTS_OPERATIONS))
+            raise UserError("family.operations", self.operations, allowed=", ".join(known))
 
     @property
     def space(self) -> ProductSpace:
         """The space of cell pairs."""
-        return darts_space(self.nodes, self.operations)
+        return darts_space(self.nodes, self.operations, name=PRIMITIVES[self.primitives])
 
     def largest(self) -> Architecture:
         """Return the most expensive cells: the operation with most weights on every edge.
 
-        That an edge halves the resolution changes the cost of skips alone, which then have weights. Where candidates
-        with 5x5 kernels are left out this is a good guess, because the order of the others depends on the width.
+        That an edge halves the resolution changes the cost of skips alone, which then have weights. Where the heaviest
+        kernels are left out this is a good guess, because the order of the others depends on the width.
         """
-        heavy = [name for name in _BY_WEIGHT if name in self.operations][-1]
+        heavy = self._by_weight()[-1]
         return self._uniform(heavy, from_inputs=heavy == "skip_connect")
 
     def smallest(self) -> Architecture:
         """Return the cheapest cells: operations without weights wherever there are any, else the lightest."""
-        light = next(name for name in _BY_WEIGHT if name in self.operations)
+        light = self._by_weight()[0]
         return self._uniform(light, from_inputs=light != "skip_connect")
+
+    def _by_weight(self) -> list[str]:
+        """Return the operations by their cost, ascending; sharp convolutions by their cost over all cells."""
+        if self.primitives == "darts":
+            return [name for name in _BY_WEIGHT if name in self.operations]
+        free = [name for name in ("max_pool_3x3", "avg_pool_3x3", "skip_connect") if name in self.operations]
+        widths = [
+            self.channels * 2 ** sum(cell >= halving for halving in reduction_cells(self.cells))
+            for cell in range(self.cells)
+        ]
+
+        def macs(name: str) -> float:  # in units of the first cells' pixels
+            return sum(sharp_size(name, width, width, self.choke)[0] * (self.channels / width) ** 2 for width in widths)
+
+        return free + sorted((name for name in self.operations if name in SHARP_CONVOLUTIONS), key=macs)
 
     def _uniform(self, operation: str, *, from_inputs: bool) -> Architecture:
         """Return cells of one operation, whose nodes read both inputs, or the two nodes before them."""
         sources = [(0, 1) if from_inputs else (node, node + 1) for node in range(self.nodes)]
         edges = tuple((operation, source) for pair in sources for source in pair)
         concat = tuple(range(2, self.nodes + 2))
-        return architecture_of(Genotype(edges, edges, concat, concat))
+        return architecture_of(Genotype(edges, edges, concat, concat), self.space)
 
     def build(
         self, architecture: Mapping[str, Any], *, seed: int | None = None, layers: DenseLayers | None = None
@@ -208,7 +250,7 @@ class DartsFamily:
 
     def search_form(self, channels: int, cells: int) -> DartsFamily:
         """Return the family of the search network: as wide and deep as said, without the auxiliary classifier."""
-        return replace(self, auxiliary=False, channels=channels, cells=cells)
+        return replace(self, auxiliary=False, channels=channels, cells=cells, choke=CHOKE)
 
     def final_form(self, *, auxiliary: bool) -> DartsFamily:
         """Return the family of the final network, with or without the auxiliary classifier."""
@@ -218,7 +260,7 @@ class DartsFamily:
         """Return the point of the space that ``network`` is."""
         arguments = network.constructor()
         names = ("normal", "reduce", "normal_concat", "reduce_concat")
-        return architecture_of(Genotype(**{name: arguments[name] for name in names}))
+        return architecture_of(Genotype(**{name: arguments[name] for name in names}), self.space)
 
     def exact_costs(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Return "macs" and "params" for this image size, without the auxiliary classifier; nothing is computed."""
@@ -227,7 +269,8 @@ class DartsFamily:
     def to_json(self) -> dict[str, Any]:
         """Return the family as plain JSON values; ``family_from_json`` is the way back."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {"name": "darts", **fields, "image": list(self.image), "operations": list(self.operations)}
+        name = PRIMITIVES[self.primitives]
+        return {"name": name, **fields, "image": list(self.image), "operations": list(self.operations)}
 
     def _skeleton(self, layers: DenseLayers | None) -> dict[str, Any]:
         return {
@@ -237,6 +280,7 @@ class DartsFamily:
             "cells": self.cells,
             "stem": self.stem,
             "layers": layers,
+            "primitives": None if self.primitives == "darts" else SharpPrimitives(self.choke),
         }
 
 
@@ -280,7 +324,8 @@ def darts_family(
         skeleton: A name of ``SKELETONS``, or "auto": "tiny" below 24 pixels, "cifar" below 96, else "imagenet".
         image: (C, H, W).
         num_classes: Number of classes.
-        settings: Any attribute of ``DartsFamily``, in place of the skeleton's.
+        settings: Any attribute of ``DartsFamily``, in place of the skeleton's; ``operations`` may be the name of a
+            published set ("darts", "sharp", "sharper").
 
     Raises:
         UserError: Unknown skeleton or setting, or a value that is not allowed.
@@ -292,15 +337,24 @@ def darts_family(
     if unknown := sorted(set(settings) - set(DartsFamily.__dataclass_fields__)):
         allowed = ", ".join(name for name in DartsFamily.__dataclass_fields__ if name not in ("image", "num_classes"))
         raise UserError("family", unknown, allowed=f"skeleton, {allowed}")
-    if "operations" in settings:
-        settings["operations"] = tuple(settings["operations"])
+    if isinstance(named := settings.get("operations"), str):
+        if named not in OPERATION_SETS:
+            raise UserError("family.operations", named, allowed=f"{', '.join(OPERATION_SETS)}, or a list of names")
+        settings["operations"] = OPERATION_SETS[named]
+    elif named is not None:
+        settings["operations"] = tuple(named)
     return DartsFamily(image=image, num_classes=num_classes, **{**SKELETONS[skeleton], **settings})
 
 
 def open_family(name: str, *, image: tuple[int, int, int], num_classes: int, **settings: Any) -> DartsFamily:
-    """Return the family called ``name`` ("darts") for a task's images; settings as of ``darts_family``."""
-    if name != "darts":
-        raise UserError("family", name, allowed="darts", hint="See archsmith families.")
+    """Return the family called ``name`` ("darts" or "sharpdarts") for a task's images; settings as of ``darts_family``.
+
+    The default operations of "sharpdarts" are those of its set "sharp".
+    """
+    if name not in PRIMITIVES.values():
+        raise UserError("family", name, allowed=", ".join(PRIMITIVES.values()), hint="See archsmith families.")
+    if name == "sharpdarts":
+        settings = {"operations": "sharp", **settings, "primitives": "sharp"}
     return darts_family(image=image, num_classes=num_classes, **settings)
 
 

@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any, TypeAlias
 
 from archsmith.core.errors import UserError
-from archsmith.space import Architecture, Categorical, ProductSpace, Subset, Value
+from archsmith.space import Architecture, Categorical, ProductSpace, Space, Subset, Value
 
 DARTS_OPERATIONS = (
     "none",
@@ -28,6 +28,38 @@ DARTS_OPERATIONS = (
     "dil_conv_5x5",
 )
 """Candidates of an edge of the search network, in the paper's order; a finished cell never has ``none``."""
+
+SHARP_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "flood_conv_3x3",
+    "dil_flood_conv_3x3",
+    "choke_conv_3x3",
+    "dil_choke_conv_3x3",
+)
+"""Candidates of sharpDARTS (arXiv 1903.09900), its set PRIMITIVES: narrow and wide middles in place of 5x5 kernels."""
+
+SHARPER_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "sep_conv_7x7",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "flood_conv_3x3",
+    "flood_conv_5x5",
+    "dil_flood_conv_3x3",
+)
+"""Its larger set, SHARPER_PRIMITIVES."""
+
+OPERATION_SETS = {"darts": DARTS_OPERATIONS, "sharp": SHARP_OPERATIONS, "sharper": SHARPER_OPERATIONS}
+"""Published sets of candidates by name; sharpDARTS searched all three, with its own convolutions behind them."""
 
 CELLS = ("normal", "reduce")
 
@@ -73,7 +105,9 @@ def edges_of(nodes: int = NODES) -> tuple[tuple[int, int], ...]:
     return tuple((source, target) for target in range(2, nodes + 2) for source in range(target))
 
 
-def darts_space(nodes: int = NODES, operations: Sequence[str] = DARTS_OPERATIONS) -> ProductSpace:
+def darts_space(
+    nodes: int = NODES, operations: Sequence[str] = DARTS_OPERATIONS, *, name: str = "darts"
+) -> ProductSpace:
     """Return the space of cell pairs.
 
     For each cell and own node i: ``<cell>/<i>/inputs``, two of the i + 2 nodes in front of it; ``<cell>/<i>/first_op``
@@ -82,20 +116,21 @@ def darts_space(nodes: int = NODES, operations: Sequence[str] = DARTS_OPERATIONS
     Args:
         nodes: Own nodes of a cell, from 1. Four give 1,037,664,180 cells.
         operations: Candidates; ``none`` is left out.
+        name: Of the space, for four nodes; other numbers are added to it.
 
     Raises:
         UserError: ``nodes`` is not a positive integer.
     """
     if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
         raise UserError("nodes", nodes, allowed="an integer from 1")
-    options = tuple(name for name in operations if name != "none")
+    options = tuple(operation for operation in operations if operation != "none")
     elements: dict[str, Categorical | Subset] = {}
     for cell in CELLS:
         for node in range(nodes):
             elements[f"{cell}/{node}/inputs"] = Subset(tuple(range(node + 2)), 2, 2, group="inputs")
             elements[f"{cell}/{node}/first_op"] = Categorical(options, group="operation")
             elements[f"{cell}/{node}/second_op"] = Categorical(options, group="operation")
-    return ProductSpace("darts" if nodes == NODES else f"darts-{nodes}", elements)
+    return ProductSpace(name if nodes == NODES else f"{name}-{nodes}", elements)
 
 
 def genotype_of(decisions: Mapping[str, Any]) -> Genotype:
@@ -114,8 +149,12 @@ def genotype_of(decisions: Mapping[str, Any]) -> Genotype:
     return Genotype(**cells, normal_concat=concat, reduce_concat=concat)
 
 
-def architecture_of(genotype: Genotype) -> Architecture:
+def architecture_of(genotype: Genotype, space: Space | None = None) -> Architecture:
     """Return the genotype as a point of its space; the order of a node's two edges is lost, it changes nothing.
+
+    Args:
+        genotype: Two cells.
+        space: One of ``darts_space``; that of all DARTS operations with as many nodes if None.
 
     Raises:
         UserError: The cells differ in size, do not output all their own nodes, or hold an edge that no cell of the
@@ -133,7 +172,7 @@ def architecture_of(genotype: Genotype) -> Architecture:
             decisions[f"{cell}/{node}/inputs"] = (first, second)
             decisions[f"{cell}/{node}/first_op"] = first_op
             decisions[f"{cell}/{node}/second_op"] = second_op
-    return darts_space(nodes).validate(decisions)
+    return (darts_space(nodes) if space is None else space).validate(decisions)
 
 
 DARTS_V1 = Genotype(

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from archsmith.families.darts_space import CELLS, Genotype, architecture_of, edges_of, genotype_of
 from archsmith.layers.darts import (
     DartsNetwork,
+    DartsPrimitives,
     DenseLayers,
     input_layer,
-    make_primitive,
     make_stem,
     reduction_cells,
     stem_outputs,
@@ -53,6 +53,7 @@ class SearchCell(nn.Module):
         after_reduction: Whether node 0's input has twice the resolution of node 1's.
         layers: Makes the convolutions.
         make_edge: Makes an edge of its candidates.
+        primitives: Makes the operations; those of DARTS if None.
     """
 
     def __init__(
@@ -66,17 +67,19 @@ class SearchCell(nn.Module):
         after_reduction: bool,
         layers: DenseLayers,
         make_edge: MakeEdge = mixed_edge,
+        primitives: DartsPrimitives | None = None,
     ) -> None:
         super().__init__()
+        made = DartsPrimitives() if primitives is None else primitives
         self.nodes = nodes
-        self.before = input_layer(before_channels, channels, after_reduction, False, layers)
-        self.previous = input_layer(previous_channels, channels, False, False, layers)
+        self.before = input_layer(before_channels, channels, after_reduction, False, layers, made)
+        self.previous = input_layer(previous_channels, channels, False, False, layers, made)
         self.edges = nn.ModuleList()
         for (source, _), names in zip(edges_of(nodes), options, strict=True):
             stride = 2 if reduction and source < 2 else 1
 
             def candidates(width: int, names: Sequence[str] = names, stride: int = stride) -> dict[str, nn.Module]:
-                return {name: make_primitive(name, width, stride, False, layers, True) for name in names}
+                return {name: made.operation(name, width, stride, False, layers, True) for name in names}
 
             self.edges.append(make_edge(candidates, channels, stride))
 
@@ -111,6 +114,7 @@ class SearchNetwork(nn.Module):
         stem: "cifar" or "imagenet".
         layers: Makes convolutions and classifier.
         make_edge: Makes an edge of its candidates.
+        primitives: Makes the operations; those of DARTS if None.
     """
 
     def __init__(
@@ -124,6 +128,7 @@ class SearchNetwork(nn.Module):
         stem: str,
         layers: DenseLayers,
         make_edge: MakeEdge = mixed_edge,
+        primitives: DartsPrimitives | None = None,
     ) -> None:
         super().__init__()
         self.layers = layers
@@ -137,7 +142,16 @@ class SearchNetwork(nn.Module):
             channels = 2 * channels if reduction else channels
             self.cells.append(
                 SearchCell(
-                    options[kind], nodes, before, previous, channels, reduction, after_reduction, layers, make_edge
+                    options[kind],
+                    nodes,
+                    before,
+                    previous,
+                    channels,
+                    reduction,
+                    after_reduction,
+                    layers,
+                    make_edge,
+                    primitives,
                 )
             )
             before, previous, after_reduction = previous, nodes * channels, reduction
@@ -251,7 +265,7 @@ class DartsSupernet(SearchSupernet):
 
     def derive(self, mixing: Mapping[str, Tensor] | None = None) -> Architecture:
         """Return ``genotype(mixing)`` as a point of the space."""
-        return architecture_of(self.genotype(mixing))
+        return architecture_of(self.genotype(mixing), self.space)
 
     def places(self) -> dict[str, tuple[str, int]]:
         """Return the kind of cell and the number of every edge, by the edge's name in ``network``."""

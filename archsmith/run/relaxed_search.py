@@ -323,9 +323,8 @@ class RelaxedSearcher:
         supernet = self.supernet
         scores = self._score(None)
         architecture = self.select(supernet)
-        sample = torch.Generator().manual_seed(seed_of(self.seed, "figures", self.position.epoch))
         with torch.no_grad():
-            mixing = supernet.mixing(generator=sample)
+            mixing = supernet.probabilities()
         if self._expected is None:
             self._expected = CandidateMacs.of(supernet, self.task.input_shape)
         return {

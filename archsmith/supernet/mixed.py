@@ -37,6 +37,10 @@ class Relaxation(ABC):
             generator: Source of randomness, for relaxations that sample; torch's global one if None.
         """
 
+    def probabilities(self, logits_EO: Tensor) -> Tensor:
+        """Return how likely or strong every candidate is, without a sample; the weights where nothing is sampled."""
+        return self.weights(logits_EO)
+
     def mix(self, x: Tensor, candidates: nn.ModuleDict, weights_O: Weights) -> Tensor:
         """Return ``sum_o weights[o] * candidate_o(x)``; of plain numbers, those that are zero are not run."""
         total: Tensor | None = None
@@ -84,6 +88,10 @@ class GumbelSoftmax(Relaxation):
         gumbel = -torch.log(-torch.log(uniform.clamp(tiny, 1 - torch.finfo(logits_EO.dtype).eps)))
         soft = ((logits_EO + gumbel) / self.temperature).softmax(dim=-1)
         return straight_through(soft.argmax(dim=-1), soft) if self.hard else soft
+
+    def probabilities(self, logits_EO: Tensor) -> Tensor:
+        """Return the softmax of every row: how often each candidate is the largest of a sample."""
+        return logits_EO.softmax(dim=-1)
 
 
 class StraightThrough(Relaxation):

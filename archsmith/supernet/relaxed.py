@@ -111,13 +111,19 @@ class RelaxedSupernet(nn.Module):
             logits: In place of the supernet's own.
             generator: For relaxations that sample.
         """
+        return self._by_group(logits, lambda logits_EO: self.relaxation.weights(logits_EO, generator))
+
+    def probabilities(self, logits: Tensors | None = None) -> dict[str, Tensor]:
+        """Return what ``mixing`` is without sampling: for reports, selection and expected costs."""
+        return self._by_group(logits, self.relaxation.probabilities)
+
+    def _by_group(self, logits: Tensors | None, rule: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         result: dict[str, Tensor] = {}
         given: Any = self.logits if logits is None else logits
         for group in self.options:
             absent = self.get_buffer(f"absent_{group}")
             # A sigmoid of minus infinity is 0 and so is a softmax; the gradient of the padding is 0 too.
-            weights = self.relaxation.weights(given[group].masked_fill(absent, -torch.inf), generator)
-            result[group] = self._with_fixed(group, weights)
+            result[group] = self._with_fixed(group, rule(given[group].masked_fill(absent, -torch.inf)))
         for group, targets in self.edge_targets.items():
             result[f"{group}_edges"] = edge_normalised(given[f"{group}_edges"], targets)
         return result
@@ -325,7 +331,7 @@ class SearchSupernet(RelaxedSupernet, ABC):
     def strengths(self, mixing: Tensors | None = None) -> dict[str, Tensor]:
         """Return how strong every operation of every edge is, (E, O) by group, see ``derive``."""
         with torch.no_grad():
-            given = self.mixing() if mixing is None else mixing
+            given = self.probabilities() if mixing is None else mixing
             return {
                 group: given[group] * given[f"{group}_edges"].unsqueeze(-1)
                 if f"{group}_edges" in given
