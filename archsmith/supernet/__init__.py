@@ -2,9 +2,10 @@
 
 from archsmith.supernet.base import Supernet
 from archsmith.supernet.max_w import MaxW
-from archsmith.supernet.mixed import GumbelSoftmax, MixedOp, Relaxation, Sigmoid, Softmax, StraightThrough
+from archsmith.supernet.mixed import GumbelSoftmax, MixedOp, Relaxation, Sigmoid, Softmax
 from archsmith.supernet.relaxed import RelaxedSupernet, batch_statistics
 from archsmith.supernet.single_path import SinglePathSupernet, Switch
+from archsmith.supernet.straight_through import StraightThrough
 
 __all__ = [
     "GumbelSoftmax",
