@@ -130,12 +130,7 @@ class RelaxedSearcher:
             seed=seed_of(seed, "weights"), **self.supernet_options()
         )
         use_memory_format_(self.supernet.network, self.format)
-        self.logit_optimizer = torch.optim.Adam(
-            self.supernet.logits.parameters(),
-            lr=plan.logit_lr,
-            betas=plan.logit_betas,
-            weight_decay=plan.logit_decay,
-        )
+        self.logit_optimizer = self.logit_optimizer_for(list(self.supernet.logits.parameters()))
         self.updater = self.make_updater()
         self._expected: CandidateMacs | None = None
         self._enter(0, fresh=True)
@@ -183,6 +178,11 @@ class RelaxedSearcher:
         """Return the optimiser over what ``begin_`` left trainable."""
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         return torch.optim.SGD(trained, phase.lr, phase.momentum, weight_decay=phase.weight_decay)
+
+    def logit_optimizer_for(self, logits: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of the logits."""
+        plan = self.plan
+        return torch.optim.Adam(logits, lr=plan.logit_lr, betas=plan.logit_betas, weight_decay=plan.logit_decay)
 
     def select(self, supernet: SearchSupernet) -> Architecture:
         """Return the architecture that the supernet stands for: its strongest edges and operations."""
