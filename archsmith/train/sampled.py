@@ -64,7 +64,8 @@ class SampledAlternation(Updater):
     def move_logits(self, context: StepContext) -> None:
         """Take a step on the logits by the loss of one sample on a random batch of the images for them."""
         supernet = context.supernet
-        logits = {name: tensor.detach().requires_grad_() for name, tensor in supernet.logits.items()}
+        # Copies: the optimiser moves the parameters in place, and ``moved_`` is told where they were.
+        logits = {name: tensor.detach().clone().requires_grad_() for name, tensor in supernet.logits.items()}
         mixing = supernet.mixing(logits, named_stream(context, "gates"))
         batch = random_batch(context.step, *context.where)
         loss, _ = sampled_loss(context, context.step.logit_task, batch, mixing, "logits", constant=True)
