@@ -148,7 +148,19 @@ def candidate_names(kernels: Sequence[int], expansions: Sequence[int]) -> tuple[
     return tuple(f"k{kernel}e{expansion}" for kernel in kernels for expansion in expansions)
 
 
-def chain_space(places: Sequence[Place]) -> ProductSpace:
+class ChainSpace(ProductSpace):
+    """A product space with the canonical form of chains; made by ``chain_space``."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the space as a JSON object, for ``ProductSpace.from_json``.
+
+        JSON holds no functions, so what is restored has the same architectures and digests, and as ``network_digest``
+        of a new architecture its digest. Stored architectures keep the one that they had here.
+        """
+        return ProductSpace(self.name, self.root.elements).to_json()
+
+
+def chain_space(places: Sequence[Place]) -> ChainSpace:
     """Return the space: dimension ``blocks/<place>`` says what stands there, for places with several candidates.
 
     Where an empty place stands in a stretch of equal blocks makes no difference to the network; it does to the
@@ -172,7 +184,7 @@ def chain_space(places: Sequence[Place]) -> ProductSpace:
             before = place.residual
         return stretches
 
-    return ProductSpace(NAME, dimensions, canonical=canonical)
+    return ChainSpace(NAME, dimensions, canonical=canonical)
 
 
 def published_architecture(name: str, places: Sequence[Place]) -> Architecture:

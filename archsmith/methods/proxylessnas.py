@@ -116,14 +116,14 @@ class Settings(RelaxedSettings):
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "tiny": {
-        "warmup_epochs": 10,
-        "search_epochs": 20,
-        "search_batch_size": 64,
+        "warmup_epochs": 25,
+        "search_epochs": 25,
+        "search_batch_size": 16,
         "search_lr": 0.05,
-        "logits_every": 1,
-        "logit_lr": 0.01,
+        "logits_every": 2,
+        "logit_lr": 0.02,
         "form": "additive",
-        "epochs": 40,
+        "epochs": 30,
         "batch_size": 64,
     },
 }

@@ -13,6 +13,7 @@ from archsmith.core.errors import UserError
 from archsmith.cost import LookupTable, Row, read_lookup_table
 from archsmith.families.mobile_chain import ChainFamily, chain_family, published_network
 from archsmith.families.mobile_chain_space import NETWORKS, SKELETONS, ZERO, divisible, published_architecture
+from archsmith.space import ProductSpace
 from archsmith.supernet.expected import CandidateMacs
 from archsmith.supernet.gates import BinaryGates
 from archsmith.testing.families import images, measured_costs
@@ -193,6 +194,8 @@ def test_empty_places_of_a_stretch_are_interchangeable():
     )
     assert one.network_digest == other.network_digest != third.network_digest
     assert one.digest != other.digest
+    restored = ProductSpace.from_json(json.loads(json.dumps(family.space.to_json())))
+    assert restored.validate(dict(one)).digest == one.digest
     first, second = family.build(one, seed=1), family.build(other, seed=1)
     with torch.no_grad():
         assert torch.equal(first.eval()(images(family)), second.eval()(images(family)))
