@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any, Literal, cast, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from archsmith.core.errors import UserError
@@ -65,6 +65,8 @@ class Settings(RelaxedSettings):
         warmup_epochs: Epochs on the weights alone, in front of ``search_epochs``.
         warmup_lr: Their learning rate; a cosine takes it to zero.
         search_epochs: Epochs on weights and logits; in the first the logits still rest.
+        order: "first" alone: gates are asked at the present weights.
+        logit_decay: 0 alone: a place that rests must not decay.
         logits_every: Steps on the weights for each on the logits.
         mode: Gates that are asked in a step on the logits: "full", "full_v2" (at the memory of one path), "two".
         gradient: "gates", or "reinforce".
@@ -80,7 +82,8 @@ class Settings(RelaxedSettings):
         reward_exponent: How much the cost counts in their reward.
         baseline: "published" or "average", see ``Reinforced``.
         baseline_decay: See ``baseline``.
-        measure: Whether REINFORCE measures the latency of every sampled network itself, in place of the table.
+        measure: Whether REINFORCE measures the latency of every sampled network itself, in place of the table; such a
+            measurement is kept in the run's journal.
     """
 
     search_epochs: int = Field(120, ge=1)
@@ -111,6 +114,13 @@ class Settings(RelaxedSettings):
     clip_norm: float = Field(0.0, ge=0)
     drop_path: float = Field(0.0, ge=0, lt=1)
     auxiliary_weight: float = Field(0.0, ge=0)
+
+    @field_validator("order")
+    @classmethod
+    def _first(cls, order: str) -> str:
+        if order != "first":
+            raise ValueError("gates are asked at the present weights, which is 'first'")
+        return order
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -201,6 +211,13 @@ class Searcher(RelaxedSearcher):
             raise UserError(
                 "cost", "latency", allowed="macs or none for this family", hint="'mobile-chain' has tables."
             )
+        if settings.measure and (settings.gradient != "reinforce" or self.cost != "latency" or costs is None):
+            raise UserError(
+                "measure",
+                True,
+                allowed="False, but for gradient='reinforce' with cost='latency' in a run that has costs",
+                hint="The gates' gradient needs a table.",
+            )
         self.table: LookupTable | None = None
         super().__init__(
             family=family, task=task, plan=plan_of(settings), costs=costs, seed=seed, memory_format=memory_format
@@ -266,7 +283,8 @@ class Searcher(RelaxedSearcher):
 
     def cost_of_sample(self, supernet: RelaxedSupernet, mixing: Tensors) -> float:
         """Return the cost of one sampled network, measured on itself where the settings say so."""
-        if self.settings.measure and self.cost == "latency" and self.costs is not None:
+        if self.settings.measure:
+            assert self.costs is not None
             return self.costs.latency_ms(cast(SearchSupernet, supernet).derive(mixing))
         cost = self.expected_cost()
         assert cost is not None

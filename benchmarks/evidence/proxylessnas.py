@@ -30,6 +30,7 @@ from archsmith.families.mobile_chain import ChainFamily, chain_family
 from archsmith.methods.proxylessnas import Searcher, Settings, preset_settings
 from archsmith.run.costs import CostModel
 from archsmith.run.prepare import EarlyJournal
+from archsmith.space import Architecture
 from archsmith.tasks import open_task
 from archsmith.tasks.vision import ImageClassification
 from archsmith.train.recipe import Training, TrainingRecipe
@@ -112,8 +113,8 @@ def whole_networks(family: ChainFamily, table: LookupTable, count: int) -> dict[
     rng = numpy_stream(0, "whole-networks")
     architectures = [family.space.sample(rng) for _ in range(count)]
     targets = {str(number): family.build(each, seed=0).eval() for number, each in enumerate(architectures)}
-    latencies = measure_many(targets, torch.zeros(1, *family.image))
-    measured = [latency.median_ms for latency in latencies.values()]
+    latencies = measure_many(targets, torch.zeros(1, *family.image), rounds=20, block_ms=3.0)
+    measured = [min(latency.samples_ms) for latency in latencies.values()]  # as the table's rows
     summed = [table.cost(family.keys(each)) for each in architectures]
     fitted = table.fitted([family.keys(each) for each in architectures], measured)
     return {
@@ -126,8 +127,12 @@ def whole_networks(family: ChainFamily, table: LookupTable, count: int) -> dict[
     }
 
 
-def report(results: dict[str, dict[int, Any]], whole: dict[str, Any] | None) -> None:
-    """Print what came out, run by run."""
+def report(
+    results: dict[str, dict[int, Any]], family: ChainFamily, table: LookupTable, whole: dict[str, Any] | None
+) -> None:
+    """Print what came out, run by run; latencies by the present table."""
+    for run in (run for runs in results.values() for run in runs.values()):
+        run["table_ms"] = table.cost(family.keys(Architecture.from_json(run["architecture"])))
     print("\n| variant | seed | blocks | params | MACs | table ms | valid % | test % | supernet %, path % | s |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name, runs in results.items():
@@ -186,7 +191,7 @@ def main() -> None:
                 results.setdefault(name, {})[seed] = known
     if not given.read and not timed.exists() and given.random:
         write_json(timed, whole_networks(family, table, given.random))
-    report(results, json.loads(timed.read_text()) if timed.exists() else None)
+    report(results, family, table, json.loads(timed.read_text()) if timed.exists() else None)
 
 
 if __name__ == "__main__":

@@ -221,8 +221,11 @@ def test_recipes_fit_the_image():
     assert preset_settings((3, 32, 32)) == {} == PRESETS["paper"]
     assert preset_settings((1, 8, 8)) == PRESETS["tiny"]
     assert all(Settings(**preset) for preset in PRESETS.values())
-    with pytest.raises(ValueError, match="mode"):
-        Settings(mode="one")
+    for bad in ({"mode": "one"}, {"order": "second"}, {"logit_decay": 1e-3}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            Settings(**bad)
+    with pytest.raises(UserError, match="measure: got True; allowed: False, but for gradient='reinforce'"):
+        searcher(measure=True)
 
 
 def command(run):
