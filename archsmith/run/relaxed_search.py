@@ -358,17 +358,17 @@ class RelaxedSearcher:
     def _score(self, architecture: Architecture | None) -> dict[str, float | int]:
         """Return the supernet's scores on validation images, relaxed or along one path, by batch statistics.
 
-        Where mixing weights are sampled it is one sample for each epoch, whose name is the epoch.
+        A relaxation that samples draws anew for every batch of them, from a stream that the epoch names.
         """
         assert self.supernet is not None
-        self.supernet.activate(architecture)
-        with batch_statistics(self.supernet), torch.no_grad():
-            if architecture is None:
-                sample = torch.Generator().manual_seed(seed_of(self.seed, "score", self.position.epoch))
-                self.supernet.active = self.supernet.mixing(generator=sample)
-            scores = self.task.evaluate(self.supernet, "valid")
-        self.supernet.activate(None)
-        return scores
+        supernet = self.supernet
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "score", self.position.epoch))
+        path = None if architecture is None else supernet.path(architecture)
+        with batch_statistics(supernet):
+            return self.task.evaluate(
+                lambda inputs: supernet(inputs, supernet.mixing(generator=generator) if path is None else path),
+                "valid",
+            )
 
     def _macs(self, architecture: Architecture) -> int:
         costs = self.family.exact_costs(architecture) if self.costs is None else self.costs.of(architecture)
