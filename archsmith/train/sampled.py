@@ -54,20 +54,28 @@ class SampledAlternation(Updater):
             self.move_logits(context)
         return figures
 
+    def path_logits(self, context: StepContext) -> dict[str, Tensor]:
+        """Return the logits by which the path of the weights' step is drawn; here the supernet's."""
+        return context.fixed_logits()
+
+    def logit_batch(self, context: StepContext) -> Batch:
+        """Return the batch that the logits learn from; here a random one."""
+        return random_batch(context.step, *context.where)
+
     def move_weights(self, context: StepContext) -> dict[str, float]:
         """Take a step on the weights along one sampled path; return the loss and the metrics."""
-        mixing = context.supernet.mixing(context.fixed_logits(), named_stream(context, "path"))
+        mixing = context.supernet.mixing(self.path_logits(context), named_stream(context, "path"))
         loss, metrics = sampled_loss(context, context.step.weight_task, context.batch, mixing, "weights")
         value = context.move_weights(loss)
         return {"loss": value, **{name: float(metric) for name, metric in metrics.items()}}
 
     def move_logits(self, context: StepContext) -> None:
-        """Take a step on the logits by the loss of one sample on a random batch of the images for them."""
+        """Take a step on the logits by the loss of one sample on a batch of the examples for them."""
         supernet = context.supernet
         # Copies: the optimiser moves the parameters in place, and ``moved_`` is told where they were.
         logits = {name: tensor.detach().clone().requires_grad_() for name, tensor in supernet.logits.items()}
         mixing = supernet.mixing(logits, named_stream(context, "gates"))
-        batch = random_batch(context.step, *context.where)
+        batch = self.logit_batch(context)
         loss, _ = sampled_loss(context, context.step.logit_task, batch, mixing, "logits", constant=True)
         loss = self.logit_loss(context, loss, logits, mixing)
         found = torch.autograd.grad(loss, list(logits.values()), allow_unused=True)
@@ -125,10 +133,13 @@ def sampled_loss(
     weights: Tensors = supernet.weights()
     if constant:
         weights = {name: weight.detach() for name, weight in weights.items()}
-    return task.loss(
-        lambda inputs: supernet.functional(
-            inputs.contiguous(memory_format=context.step.memory_format), weights, mixing=mixing
-        ),
-        batch,
-        named_stream(context, "augment", purpose),
-    )
+    devices = sorted({tensor.device.index or 0 for tensor in weights.values() if tensor.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):  # dropout takes its numbers from the global streams
+        torch.manual_seed(seed_of(context.step.seed, "dropout", purpose, *context.where))
+        return task.loss(
+            lambda inputs: supernet.functional(
+                inputs.contiguous(memory_format=context.step.memory_format), weights, mixing=mixing
+            ),
+            batch,
+            named_stream(context, "augment", purpose),
+        )
