@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from archsmith.tasks.speech import SpeechRecognition
 from archsmith.tasks.spoken_digits import PHONES, WORDS
 
 RATE = 8000
@@ -56,3 +57,21 @@ def write_spoken_digits(folder: Path, *, repetitions: int = 8, packed: bool = Fa
         with lzma.open(folder / "audio_delta.npy.xz", "wb") as stream:
             np.save(stream, np.diff(joined, prepend=np.int16(0)))
     return folder
+
+
+def tiny_speech(utterances: int = 48) -> SpeechRecognition:
+    """Return words of one or two of three tokens, each some frames of its own band, in noise."""
+    rng = np.random.default_rng(0)
+    features, targets = [], []
+    for index in range(utterances):
+        target = [1 + index % 3, 1 + (index // 3) % 3][: 1 + index % 2]
+        frames = np.repeat(target, 6)
+        sound = rng.normal(0, 0.3, (3, 4, len(frames) + index % 3)).astype(np.float32)
+        sound[0, frames, np.arange(len(frames))] += 3.0
+        features.append(sound)
+        targets.append(target)
+    order = np.arange(utterances)
+    splits = {"train": order[order % 6 > 1], "valid": order[order % 6 == 0], "test": order[order % 6 == 1]}
+    return SpeechRecognition(
+        "tiny", features, targets, tokens=("<blank>", "a", "b", "c"), splits=splits, frames=15, digest="tiny"
+    )

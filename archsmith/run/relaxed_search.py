@@ -387,6 +387,7 @@ class RelaxedSearcher:
         supernet = self.supernet
         generator = torch.Generator().manual_seed(seed_of(self.seed, "score", self.position.epoch))
         path = None if architecture is None else supernet.path(architecture)
+        supernet.eval()  # no dropout; normalisations use their batches all the same
         with batch_statistics(supernet):
             return self.halves[0].evaluate(
                 lambda inputs: supernet(inputs, supernet.mixing(generator=generator) if path is None else path),
