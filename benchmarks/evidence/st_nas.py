@@ -33,7 +33,7 @@ from archsmith.tasks.base import Task
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
 from archsmith.train.milestones import Milestones
 
-CHANGES = {"warmup_epochs": 6, "search_epochs": 8, "epochs": 30, "search_lr": 5e-3, "lr": 5e-3, "warmup_free": 3}
+CHANGES = {"warmup_epochs": 6, "search_epochs": 8, "search_lr": 5e-3, "lr": 5e-3, "warmup_free": 3}
 """Settings that differ from the small recipe: a run is minutes on one core."""
 
 
@@ -148,13 +148,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--random", type=int, default=3, help="random networks for each seed")
     parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=80, help="at most, of the final stage and of random networks")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = open_task("spoken-digits", data=options.data)
     family = TdnnFamily(
         image=task.input_shape, num_classes=task.num_classes, width=options.width, blocks=4, stride_after=2, dropout=0.1
     )
-    settings = Settings(**{**preset_settings(task.input_shape), **CHANGES})
+    settings = Settings(**{**preset_settings(task.input_shape), **CHANGES, "epochs": options.epochs})
     print(f"archsmith, torch {torch.__version__}; {settings.model_dump()}")
     print("numbers kept for a backward pass:", kept_elements(task, family))
     options.out.mkdir(parents=True, exist_ok=True)
