@@ -43,7 +43,7 @@ class Constant:
 
     Attributes:
         shift: Name of the vector (units,) added after the scale.
-        activation: "relu" or "swish", applied to it.
+        activation: "relu", "relu6" or "swish", applied to it.
         weight: Name of the consumer's weight (outputs, units, ...), trailing axes of size one.
         running_mean: Name of the buffer (outputs,) that absorbs the constant.
     """
@@ -149,9 +149,11 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def activate(name: str, x: Tensor) -> Tensor:
-    """Return the activation called ``name`` of ``x``: "relu" or "swish"."""
+    """Return the activation called ``name`` of ``x``: "relu", "relu6" or "swish"."""
     if name == "relu":
         return torch.relu(x)
+    if name == "relu6":
+        return x.clamp(0, 6)
     if name == "swish":
         return x * torch.sigmoid(x)
-    raise ValueError(f"activation: got {name!r}; allowed: 'relu', 'swish'.")
+    raise ValueError(f"activation: got {name!r}; allowed: 'relu', 'relu6', 'swish'.")

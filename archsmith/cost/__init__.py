@@ -3,7 +3,7 @@
 - Counted: ``count`` (MACs, parameters), ``count_onnx`` (the same of an ONNX file), ``peak_activation_bytes``,
   ``weight_bytes``
 - Measured: ``measure_latency``, ``measure_many`` (interleaved), and ``claim`` (does a latency keep a limit?)
-- Looked up: ``LookupTable``, the sum of measured operators (``read_lookup_table``)
+- Looked up: ``LookupTable``, the sum of measured operators (``read_lookup_table``, or measured here: ``measure_table``)
 - Counted and measured, per layer: ``profile``
 - As typed by a user: ``load_target``, ``parse_shapes``, ``example_inputs``
 """
@@ -12,6 +12,7 @@ from archsmith.cost.backends import Backend, Precision, Target
 from archsmith.cost.counts import Convention, Counts, LayerCount, count
 from archsmith.cost.latency import Latency, Provenance, Verdict, claim, measure_latency, measure_many
 from archsmith.cost.lookup import LookupTable, Row, read_lookup_table
+from archsmith.cost.measured_table import measure_table
 from archsmith.cost.memory import peak_activation_bytes, weight_bytes
 from archsmith.cost.onnx_counts import count_onnx
 from archsmith.cost.profile import TABLE_COLUMNS, LayerProfile, Profile, profile
@@ -40,6 +41,7 @@ __all__ = [
     "load_target",
     "measure_latency",
     "measure_many",
+    "measure_table",
     "parse_shapes",
     "peak_activation_bytes",
     "profile",

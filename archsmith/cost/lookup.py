@@ -112,6 +112,29 @@ class LookupTable:
         """
         return self.scale * math.sqrt(math.fsum(self.row(key).std ** 2 for key in keys))
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as plain JSON values; ``from_json`` is the way back."""
+        rows = {
+            key: {"mean": row.mean, "std": None if math.isnan(row.std) else row.std, "count": row.count}
+            for key, row in self.rows.items()
+        }
+        return {
+            "device": self.device,
+            "unit": self.unit,
+            "scale": self.scale,
+            "overhead": self.overhead,
+            "entries": rows,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LookupTable:
+        """Return the table that ``to_json`` described."""
+        rows = {
+            key: Row(float(row["mean"]), math.nan if row["std"] is None else float(row["std"]), int(row["count"]))
+            for key, row in data["entries"].items()
+        }
+        return cls(rows, data["device"], data["unit"], float(data["scale"]), float(data["overhead"]))
+
     def fitted(self, networks: Sequence[Sequence[str]], measured: Sequence[float]) -> LookupTable:
         """Return the table with scale and overhead by least squares on whole networks that were measured.
 

@@ -29,6 +29,8 @@ FAMILIES = (
     },
 )
 
+_ACTIVATIONS: dict[Any, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "swish"}
+
 SMALLEST_MAP = 4
 """Side of the last feature map below which strides are dropped, in pixels."""
 
@@ -56,7 +58,7 @@ class MobileFamily:
         plan: The blocks of the largest network, in order.
         last_channels: Width of the last 1x1 convolution.
         squeeze_ratio: Squeeze-and-excitation width relative to a block's input, 0 for none.
-        activation: "relu" or "swish".
+        activation: "relu", "relu6" or "swish".
         dropout: Drop probability in front of the classifier.
         norm_eps: Epsilon of the normalisations.
         norm_momentum: Momentum of the running statistics.
@@ -415,7 +417,7 @@ def _block_groups(
         params = channels + kernel**2 + out_channels + 4
         constant = Constant(
             shift=f"{path}.norm.bias",
-            activation="swish" if isinstance(branch.activation, nn.SiLU) else "relu",
+            activation=_ACTIVATIONS[type(branch.activation)],
             weight=f"{path}.project.weight",
             running_mean=f"{name}.norm.running_mean",
         )

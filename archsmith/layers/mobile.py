@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 
 def make_activation(name: str) -> nn.Module:
-    """Return the activation called ``name``: "relu" or "swish" (x * sigmoid(x), also known as SiLU)."""
+    """Return the activation called ``name``: "relu", "relu6" (at most 6) or "swish" (x * sigmoid(x), or SiLU)."""
     if name == "relu":
         return nn.ReLU(inplace=True)
+    if name == "relu6":
+        return nn.ReLU6(inplace=True)
     if name == "swish":
         return nn.SiLU(inplace=True)
-    raise ValueError(f"activation: got {name!r}; allowed: 'relu', 'swish'.")
+    raise ValueError(f"activation: got {name!r}; allowed: 'relu', 'relu6', 'swish'.")
 
 
 class ConvNormAct(nn.Module):
@@ -34,7 +36,7 @@ class ConvNormAct(nn.Module):
         out_channels: Channels of the output.
         kernel: Odd kernel size; the padding is ``(kernel - 1) / 2``.
         stride: Stride of the convolution.
-        activation: "relu" or "swish".
+        activation: "relu", "relu6" or "swish".
         norm_eps: Epsilon of the normalisation.
         norm_momentum: Momentum of its running statistics.
     """
@@ -105,7 +107,7 @@ class AtomBranch(nn.Module):
         kernel: Depthwise kernel size, odd.
         stride: Stride of the depthwise convolution.
         expand: Whether there is a 1x1 expansion in front; without it the atoms are the input channels.
-        activation: "relu" or "swish".
+        activation: "relu", "relu6" or "swish".
         norm_eps: Epsilon of both normalisations.
         norm_momentum: Momentum of their running statistics.
 
@@ -155,9 +157,10 @@ class MixedInvertedResidual(nn.Module):
             only adds a constant for each channel, which needs a residual connection.
         expand: Whether atoms come from a 1x1 expansion (else each branch takes the input channels as its atoms).
         squeeze: Bottleneck width of squeeze-and-excitation, 0 for none.
-        activation: "relu" or "swish".
+        activation: "relu", "relu6" or "swish".
         norm_eps: Epsilon of all normalisations.
         norm_momentum: Momentum of their running statistics.
+        shortcut: Whether the input is added where the shape stays the same.
 
     Raises:
         ValueError: No atoms although the block has no residual connection, or a kernel given twice.
@@ -174,9 +177,10 @@ class MixedInvertedResidual(nn.Module):
         activation: str = "relu",
         norm_eps: float = 1e-3,
         norm_momentum: float = 0.01,
+        shortcut: bool = True,
     ) -> None:
         super().__init__()
-        self.residual = stride == 1 and in_channels == out_channels
+        self.residual = shortcut and stride == 1 and in_channels == out_channels
         if not atoms and not self.residual:
             raise ValueError("a block that changes the shape needs at least one atom; it has no residual connection.")
         if len({kernel for kernel, _ in atoms}) != len(atoms):
@@ -239,7 +243,7 @@ class MobileNet(nn.Module):
         blocks: One ``(out_channels, stride, ((kernel, atoms), ...), expand)`` for each block.
         last_channels: Width of the 1x1 convolution before pooling.
         squeeze_ratio: Squeeze-and-excitation width relative to each block's input channels, 0 for none.
-        activation: "relu" or "swish", everywhere.
+        activation: "relu", "relu6" or "swish", everywhere.
         dropout: Drop probability in front of the classifier.
         norm_eps: Epsilon of every normalisation.
         norm_momentum: Momentum of every running statistic.

@@ -118,8 +118,8 @@ def check_accuracy(network: nn.Module, task: Task, split: str, recorded: float) 
     def forward(inputs: Tensor) -> Tensor:
         nonlocal ties
         logits: Tensor = network(inputs)
-        best = logits.topk(2, dim=1).values
-        ties += int((best[:, 0] - best[:, 1] <= _TIE * logits.abs().amax(dim=1).clamp(min=1)).sum())
+        best = logits.topk(2, dim=-1).values
+        ties += int((best[..., 0] - best[..., 1] <= _TIE * logits.abs().amax(dim=-1).clamp(min=1)).sum())
         return logits
 
     with torch.no_grad():

@@ -17,7 +17,8 @@ from archsmith.atoms.groups import Atoms
 from archsmith.atoms.score import cost_of
 from archsmith.core.errors import UserError
 from archsmith.core.protocols import Logger
-from archsmith.cost import count, measure_latency, peak_activation_bytes, weight_bytes
+from archsmith.cost import LookupTable, count, measure_latency, measure_table, peak_activation_bytes, weight_bytes
+from archsmith.cost.measured_table import Parts
 from archsmith.space import Architecture, Budget, ProductSpace
 
 LATENCY_MARGIN = 0.95
@@ -112,7 +113,7 @@ class CostModel:
                 network = self.family.build(architecture)
             costs = exact_costs(network, self.family.image)
             if self._latency:
-                costs["latency"] = self._measured(architecture)
+                costs["latency"] = self.latency_ms(architecture)
             self._known[architecture.digest] = costs
         return dict(self._known[architecture.digest])
 
@@ -135,7 +136,20 @@ class CostModel:
         )
         return int(self.base[name] + cost_of(atoms, keep, name) - dead)
 
-    def _measured(self, architecture: Architecture) -> float:
+    def lookup_table(self, parts: Parts) -> LookupTable:
+        """Return a latency table of these parts in ms (torch, one thread), measured once in the life of the run.
+
+        Args:
+            parts: Blocks by key, with the shapes of their inputs.
+        """
+        for event in self._journal.events("latency_table"):
+            if set(event["table"]["entries"]) == set(parts):
+                return LookupTable.from_json(event["table"])
+        table = measure_table(parts)
+        self._journal.record("latency_table", table=table.to_json())
+        return table
+
+    def latency_ms(self, architecture: Architecture) -> float:
         """Return the median latency in ms, measured once for each architecture in the life of the run."""
         for event in self._journal.events("latency_measured"):
             if event["digest"] == architecture.digest:

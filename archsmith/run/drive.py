@@ -280,7 +280,8 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
         "limits": costs.limits,
         "reference": costs.largest,
         "examples": {split: task.size(split) for split in task.splits},
-        "classes": task.num_classes,
+        # What guessing is worth is known of classes; of sequences of tokens it is not one in their number.
+        "classes": task.num_classes if task.kind == "images" else None,
         "figures": dict(delivered.figures),
         "seconds": round(seconds, 1),
         "notes": notes,
@@ -305,13 +306,16 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
 
 def evaluated(run: Run, network: nn.Module, task: Task) -> tuple[dict[str, float], str]:
     """Return the metrics of a delivered network on the validation and test images, and the split of its examples."""
-    valid = task.evaluate(network.forward, "valid")
-    metrics = {"valid_accuracy": valid["accuracy"], "valid_loss": valid["loss"]}
+    metrics = _named("valid", task.evaluate(network.forward, "valid"))
     if "test" not in task.splits:
         return metrics, "valid"
     run.count_test_read("final evaluation")
-    test = task.evaluate(network.forward, "test")
-    return {**metrics, "test_accuracy": test["accuracy"], "test_loss": test["loss"]}, "test"
+    return {**metrics, **_named("test", task.evaluate(network.forward, "test"))}, "test"
+
+
+def _named(split: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Return everything that an evaluation gives but the number of its examples, by split and name."""
+    return {f"{split}_{name}": value for name, value in scores.items() if name != "examples"}
 
 
 def _state_of(task: Task) -> dict[str, Any]:

@@ -205,8 +205,8 @@ def check_inputs(inputs: Tensor, input_shape: Sequence[int]) -> None:
 
 
 def check_logits(logits: Tensor, class_names: Sequence[str]) -> None:
-    """Refuse outputs that are not one finite number for each class."""
-    if logits.dim() != 2 or logits.shape[1] != len(class_names):
+    """Refuse outputs whose last axis is not one finite number for each class; sequences have an axis of time before."""
+    if logits.dim() < 2 or logits.shape[-1] != len(class_names):
         raise UserError(
             "class_names",
             Shown(f"{len(class_names)} names for outputs of shape {tuple(logits.shape)}"),

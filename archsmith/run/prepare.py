@@ -124,9 +124,13 @@ def family_of(config: RunConfig, task: Task) -> BuildableFamily:
         UserError: No such family, or one that cannot be made with these options.
     """
     name = config.family["name"]
-    files = {row["name"]: row["file"] for row in family_table()}
+    rows = {row["name"]: row for row in family_table()}
+    files = {key: row["file"] for key, row in rows.items()}
     if name not in files:
         raise UserError("family", name, allowed=", ".join(files), hint="archsmith families lists them.")
+    if rows[name]["task"] != task.kind:
+        fitting = [key for key, row in rows.items() if row["task"] == task.kind]
+        raise UserError("family", name, allowed=f"{', '.join(fitting)} for {task.kind}, which the task {task.name} has")
     module = import_module(files[name].removesuffix(".py").replace("/", "."))
     try:
         family: BuildableFamily = module.open_family(

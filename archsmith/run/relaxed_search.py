@@ -116,8 +116,8 @@ class RelaxedSearcher:
         self._searching = sum(phase.epochs > 0 for phase in plan.search)
         if not self._searching or self._searching == len(self.phases):
             raise UserError("epochs", [p.epochs for p in (*plan.search, *plan.final)], allowed="some before and after")
-        self._starts = (0, *accumulate(phase.epochs for phase in self.phases))
-        self.halves = halves(task, seed_of(seed, "halves"))
+        self._lengths = [phase.epochs for phase in self.phases]
+        self.halves = self.parts(task, seed_of(seed, "halves"))
         self._steps = [  # asked here, so that a batch too large for its images is refused at once
             self._learned(index).steps_per_epoch(phase.batch_size) for index, phase in enumerate(self.phases)
         ]
@@ -130,12 +130,7 @@ class RelaxedSearcher:
             seed=seed_of(seed, "weights"), **self.supernet_options()
         )
         use_memory_format_(self.supernet.network, self.format)
-        self.logit_optimizer = torch.optim.Adam(
-            self.supernet.logits.parameters(),
-            lr=plan.logit_lr,
-            betas=plan.logit_betas,
-            weight_decay=plan.logit_decay,
-        )
+        self.logit_optimizer = self.logit_optimizer_for(list(self.supernet.logits.parameters()))
         self.updater = self.make_updater()
         self._expected: CandidateMacs | None = None
         self._enter(0, fresh=True)
@@ -157,6 +152,15 @@ class RelaxedSearcher:
     edge_weights = False
     """Whether the edges of a node are weighted against each other."""
 
+    def parts(self, task: Task, seed: int) -> tuple[Task, Task]:
+        """Return what the weights and what the logits learn from in the search; the first one's valid part judges it.
+
+        Args:
+            task: What is learned.
+            seed: Names the parts.
+        """
+        return halves(task, seed)
+
     def make_updater(self) -> Updater:
         """Return what a step of the search does."""
         return Bilevel(self.plan.order)
@@ -173,6 +177,13 @@ class RelaxedSearcher:
     def begin_epoch_(self, phase: Phase, epoch: int) -> None:
         """Set what changes with an epoch (from 0) of a phase; called again when a run goes on within the epoch."""
 
+    def end_epoch_(self, phase: Phase, epoch: int, figures: dict[str, Any]) -> bool:
+        """Take in the figures of an epoch (from 0) of a phase, add to them; return True to end the phase with it.
+
+        Whatever this keeps belongs into ``state``. A phase ends after its ``epochs`` at the latest.
+        """
+        return False
+
     def rate(self, phase: Phase, epoch: int) -> float:
         """Return the learning rate of an epoch (from 0) of a phase."""
         if phase.schedule == "constant":
@@ -183,6 +194,11 @@ class RelaxedSearcher:
         """Return the optimiser over what ``begin_`` left trainable."""
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         return torch.optim.SGD(trained, phase.lr, phase.momentum, weight_decay=phase.weight_decay)
+
+    def logit_optimizer_for(self, logits: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of the logits."""
+        plan = self.plan
+        return torch.optim.Adam(logits, lr=plan.logit_lr, betas=plan.logit_betas, weight_decay=plan.logit_decay)
 
     def select(self, supernet: SearchSupernet) -> Architecture:
         """Return the architecture that the supernet stands for: its strongest edges and operations."""
@@ -208,14 +224,19 @@ class RelaxedSearcher:
     # ------------------------------------------------------------------ position
 
     @property
+    def _starts(self) -> tuple[int, ...]:
+        """First epoch of each phase, and the end of the last."""
+        return (0, *accumulate(self._lengths))
+
+    @property
     def epochs(self) -> int:
-        """Epochs of the whole run."""
+        """Epochs of the whole run, as far as it is known: a phase may end early."""
         return self._starts[-1]
 
     @property
     def steps(self) -> int:
         """Mean number of steps in an epoch, rounded up."""
-        total = sum(phase.epochs * steps for phase, steps in zip(self.phases, self._steps, strict=True))
+        total = sum(length * steps for length, steps in zip(self._lengths, self._steps, strict=True))
         return -(-total // self.epochs)
 
     @property
@@ -268,6 +289,8 @@ class RelaxedSearcher:
             "train_accuracy": means.get("accuracy"),
             **(self._search_figures() if searching else self._final_figures()),
         }
+        if self.end_epoch_(phase, own, figures):
+            self._lengths[self.index] = own + 1
         next_epoch(self.position)
         if self.position.epoch == self._starts[self.index + 1] and not self.done:
             if self.index + 1 == self._searching:
@@ -358,17 +381,18 @@ class RelaxedSearcher:
     def _score(self, architecture: Architecture | None) -> dict[str, float | int]:
         """Return the supernet's scores on validation images, relaxed or along one path, by batch statistics.
 
-        Where mixing weights are sampled it is one sample for each epoch, whose name is the epoch.
+        A relaxation that samples draws anew for every batch of them, from a stream that the epoch names.
         """
         assert self.supernet is not None
-        self.supernet.activate(architecture)
-        with batch_statistics(self.supernet), torch.no_grad():
-            if architecture is None:
-                sample = torch.Generator().manual_seed(seed_of(self.seed, "score", self.position.epoch))
-                self.supernet.active = self.supernet.mixing(generator=sample)
-            scores = self.task.evaluate(self.supernet, "valid")
-        self.supernet.activate(None)
-        return scores
+        supernet = self.supernet
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "score", self.position.epoch))
+        path = None if architecture is None else supernet.path(architecture)
+        supernet.eval()  # no dropout; normalisations use their batches all the same
+        with batch_statistics(supernet):
+            return self.halves[0].evaluate(
+                lambda inputs: supernet(inputs, supernet.mixing(generator=generator) if path is None else path),
+                "valid",
+            )
 
     def _macs(self, architecture: Architecture) -> int:
         costs = self.family.exact_costs(architecture) if self.costs is None else self.costs.of(architecture)
@@ -432,6 +456,7 @@ class RelaxedSearcher:
         return tensors, {
             "position": self.position.to_json(),
             "phase": self.index,
+            "lengths": list(self._lengths),
             "chosen": None if self.chosen is None else self.chosen.to_json(),
             "figures": self.figures,
             "updater": values,
@@ -442,6 +467,7 @@ class RelaxedSearcher:
         """Continue from a checkpoint, bit for bit."""
         self.position = Position(**state["position"])
         self.figures = dict(state["figures"])
+        self._lengths = list(state["lengths"])
         if state["chosen"] is None:
             model: nn.Module | None = self.supernet
             prefix = "supernet."

@@ -94,17 +94,6 @@ class GumbelSoftmax(Relaxation):
         return logits_EO.softmax(dim=-1)
 
 
-class StraightThrough(Relaxation):
-    """A sample of one candidate for each edge, drawn from the softmax; its gradient is that of the softmax."""
-
-    def weights(self, logits_EO: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return a one-hot sample for each row."""
-        soft = logits_EO.softmax(dim=-1)
-        # Sampled on the CPU, where a generator seeded by step lives.
-        drawn = torch.multinomial(soft.detach().cpu().float(), 1, generator=generator).flatten()
-        return straight_through(drawn.to(soft.device), soft)
-
-
 def straight_through(index_E: Tensor, soft_EO: Tensor) -> Tensor:
     """Return one-hot rows, exactly, whose gradient is that of ``soft_EO``."""
     hard = torch.zeros_like(soft_EO).scatter_(-1, index_E.unsqueeze(-1), 1.0)

@@ -15,9 +15,20 @@ if TYPE_CHECKING:
     from archsmith.tasks.base import Batch, Forward, Task
     from archsmith.tasks.catalogue import open_task, task_table
     from archsmith.tasks.loaders import LoaderTask
+    from archsmith.tasks.speech import SpeechRecognition
     from archsmith.tasks.vision import ImageClassification
 
-__all__ = ["Augment", "Batch", "Forward", "ImageClassification", "LoaderTask", "Task", "open_task", "task_table"]
+__all__ = [
+    "Augment",
+    "Batch",
+    "Forward",
+    "ImageClassification",
+    "LoaderTask",
+    "SpeechRecognition",
+    "Task",
+    "open_task",
+    "task_table",
+]
 
 _HOMES = {
     "Augment": "augment",
@@ -25,6 +36,7 @@ _HOMES = {
     "Forward": "base",
     "ImageClassification": "vision",
     "LoaderTask": "loaders",
+    "SpeechRecognition": "speech",
     "Task": "base",
     "open_task": "catalogue",
     "task_table": "catalogue",

@@ -46,7 +46,8 @@ class Task(ABC):
 
     Attributes:
         name: Name as given to ``open_task``, or chosen by the user.
-        input_shape: ``(C, H, W)`` of one example.
+        kind: What families must be for, ``"images"`` or ``"speech"``.
+        input_shape: ``(C, H, W)`` of one example; for speech planes of features, bands and frames.
         num_classes: Number of classes.
         class_names: One name per class, in the order of the labels.
         metric: Name of the metric that ``evaluate`` returns and searches maximise, ``"accuracy"``.
@@ -58,6 +59,7 @@ class Task(ABC):
     """
 
     name: str
+    kind: str = "images"
     input_shape: tuple[int, int, int]
     num_classes: int
     class_names: tuple[str, ...]

@@ -48,9 +48,11 @@ def open_task(name: str, *, data: str | Path | None = None, **options: Any) -> T
     """Return a task by its name.
 
     Args:
-        name: One of ``task_table()``: ``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``images``, ``arrays``.
+        name: One of ``task_table()``: ``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``images``, ``arrays``,
+            ``spoken-digits``.
         data: File or folder that the task reads; nothing is ever downloaded.
-        options: Settings of the task; for images those of ``archsmith.tasks.options.ImageOptions``.
+        options: Settings of the task; for images those of ``archsmith.tasks.options.ImageOptions``, for
+            speech those of ``archsmith.tasks.spoken_digits.SpeechOptions``.
 
     Raises:
         UserError: Unknown name or option (the known ones are listed), a value out of bounds, missing or damaged data.

@@ -25,6 +25,13 @@ def shuffled(n: int, seed: int, *names: str | int) -> Indices:
     return np.argsort(words, kind="stable").astype(np.int64)
 
 
+def halved(indices: Indices, seed: int) -> tuple[Indices, Indices]:
+    """Return two random halves, each ascending; the odd one belongs to the first."""
+    order = indices[shuffled(len(indices), seed, "halves")]
+    middle = -(-len(order) // 2)
+    return np.sort(order[:middle]), np.sort(order[middle:])
+
+
 def first_per_class(indices: Indices, labels: NDArray[np.int64], n: int) -> Indices:
     """Return the first ``n`` indices of each class, in their old order; classes with fewer keep what they have."""
     kept = [indices[labels[indices] == c][:n] for c in np.unique(labels[indices])]

@@ -19,7 +19,7 @@ from archsmith.tasks.bounds import one_of, whole
 from archsmith.tasks.classification import classification_loss, classification_scores
 from archsmith.tasks.image_data import ImageData, RawImages, image_data
 from archsmith.tasks.resize import RESAMPLE, resized
-from archsmith.tasks.split import Indices, planned_splits, shuffled
+from archsmith.tasks.split import Indices, halved, planned_splits, shuffled
 
 _CHUNK = 1024
 
@@ -218,12 +218,19 @@ class ImageClassification(Task):
         indices = self._of("train")
         if len(indices) < 2:
             raise UserError("task", self.name, allowed="at least 2 training images, to be halved")
-        order = indices[torch.from_numpy(shuffled(len(indices), seed, "halves"))]
-        parts = (order[: -(-len(order) // 2)], order[-(-len(order) // 2) :])
-        first, second = copy.copy(self), copy.copy(self)
-        for half, part in zip((first, second), parts, strict=True):
-            half._indices = {**self._indices, "train": part.sort().values}
-        return first, second
+        first, second = halved(indices.numpy(), seed)
+        return self.with_splits({"train": first}), self.with_splits({"train": second})
+
+    def with_splits(self, splits: Mapping[str, Indices]) -> ImageClassification:
+        """Return the task with other images in some of its splits; all else is shared, the normalisation too.
+
+        Args:
+            splits: Index arrays as of ``split_indices``, by split.
+        """
+        other = copy.copy(self)
+        changed = {split: torch.from_numpy(np.sort(indices)) for split, indices in splits.items()}
+        other._indices = {**self._indices, **changed}
+        return other
 
     def _of(self, split: str) -> Tensor:
         if split not in self._indices:

@@ -52,11 +52,14 @@ class FamilyContract:
         assert family.space.contains(family.smallest())
 
     def test_networks_run_and_train(self, family: Any, samples: list[Architecture]) -> None:
-        """Every network gives one finite row of logits per image, and every parameter gets a finite gradient."""
+        """Every network gives logits for each example, one for each class, and every parameter gets a finite gradient.
+
+        Networks for sequences have an axis of time between the two.
+        """
         for sample in samples:
             network = family.build(sample, seed=0).train()
             logits = network(images(family))
-            assert logits.shape == (4, family.num_classes)
+            assert (len(logits), logits.shape[-1]) == (4, family.num_classes)
             logits.square().sum().backward()
             for name, parameter in network.named_parameters():
                 assert parameter.grad is not None, name

@@ -23,7 +23,13 @@ MakeTask = Callable[[], Task]
 
 
 class TaskContract:
-    """Tests that every task must pass; override ``make_task``, and ``batch_size`` where 16 does not suit."""
+    """Tests that every task must pass; override ``make_task``, and ``batch_size`` where 16 does not suit.
+
+    Tasks whose outputs are no (B, K) logits override ``weight``, ``forward``, ``outputs``, ``literal_scores`` and
+    ``target_axes`` too.
+    """
+
+    target_axes = 1
 
     @pytest.fixture
     def make_task(self) -> MakeTask:
@@ -39,6 +45,29 @@ class TaskContract:
     def batch_size(self) -> int:
         """Return a batch size that gives at least two training batches."""
         return 16
+
+    def weight(self, task: Task) -> Tensor:
+        """Return a fixed parameter of ``forward``, made without touching the global random stream."""
+        features = 1
+        for size in task.input_shape:
+            features *= size
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(features, task.num_classes, generator=generator) * features**-0.5
+
+    def forward(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return a network for the task: linear in ``weight``."""
+        return lambda inputs: inputs.flatten(1) @ weight
+
+    def outputs(self, batch: int, task: Task) -> tuple[int, ...]:
+        """Return the shape of outputs with as many columns as the task has classes."""
+        return (batch, task.num_classes)
+
+    def literal_scores(self, task: Task, forward: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return accuracy and mean loss of the validation part, computed in the plainest way."""
+        inputs, targets = _joined(task.batches("valid", batch_size=7))
+        logits = forward(inputs).double()
+        loss = (logits.logsumexp(1) - logits.gather(1, targets[:, None])[:, 0]).mean()
+        return {"accuracy": float((logits.argmax(1) == targets).double().mean()), "loss": float(loss)}
 
     def test_it_describes_itself(self, task: Task) -> None:
         """Names, shapes and normalisation are plain values that fit each other."""
@@ -66,7 +95,7 @@ class TaskContract:
         for batch in batches:
             assert batch.inputs.shape == (batch_size, *task.input_shape)
             assert batch.inputs.dtype == torch.float32
-            assert batch.targets.shape == (batch_size,)
+            assert len(batch) == len(batch.targets) == batch_size and batch.targets.dim() == self.target_axes
             assert batch.targets.dtype == torch.int64
             assert 0 <= int(batch.targets.min()) <= int(batch.targets.max()) < task.num_classes
 
@@ -107,10 +136,10 @@ class TaskContract:
     def test_loss_is_differentiable_and_deterministic(self, task: Task, batch_size: int) -> None:
         """The same generator state gives the same loss; gradients reach the network; metrics are detached scalars."""
         batch = next(iter(task.batches("train", batch_size=batch_size)))
-        weight = _weight(task).requires_grad_()
+        weight = self.weight(task).requires_grad_()
         losses = []
         for _ in range(2):
-            loss, metrics = task.loss(_linear(weight), batch, torch.Generator().manual_seed(7))
+            loss, metrics = task.loss(self.forward(weight), batch, torch.Generator().manual_seed(7))
             losses.append(loss)
         assert losses[0].shape == () and torch.equal(*losses)
         assert 0.0 <= float(metrics["accuracy"]) <= 1.0
@@ -123,39 +152,37 @@ class TaskContract:
         states = []
         for batch in list(task.batches("train", batch_size=batch_size))[:2]:
             generator = torch.Generator().manual_seed(1)
-            task.loss(_linear(_weight(task)), batch, generator)
+            task.loss(self.forward(self.weight(task)), batch, generator)
             states.append(generator.get_state())
-        blank = Batch(torch.zeros_like(batch.inputs), torch.zeros_like(batch.targets))
+        blank = Batch(torch.zeros_like(batch.inputs), torch.zeros_like(batch.targets), batch.context)
         generator = torch.Generator().manual_seed(1)
-        task.loss(_linear(_weight(task)), blank, generator)
+        task.loss(self.forward(self.weight(task)), blank, generator)
         assert torch.equal(states[0], states[1]) and torch.equal(states[0], generator.get_state())
 
     def test_global_random_stream_is_left_alone(self, task: Task, batch_size: int) -> None:
         """Neither the batches nor the loss nor the evaluation move torch's global stream."""
         before = torch.get_rng_state()
         for batch in task.batches("train", batch_size=batch_size):
-            task.loss(_linear(_weight(task)), batch, torch.Generator().manual_seed(0))
-        task.evaluate(_linear(_weight(task)), "valid")
+            task.loss(self.forward(self.weight(task)), batch, torch.Generator().manual_seed(0))
+        task.evaluate(self.forward(self.weight(task)), "valid")
         assert torch.equal(before, torch.get_rng_state())
 
     def test_evaluate_equals_the_literal_computation(self, task: Task, batch_size: int) -> None:
-        """Accuracy and mean cross-entropy over all examples, no gradients, the same for every batch size."""
+        """Accuracy and mean loss over all examples, no gradients, the same for every batch size."""
         seen_gradients = []
-        weight = _weight(task).requires_grad_()
+        weight = self.weight(task).requires_grad_()
 
         def forward(inputs: Tensor) -> Tensor:
             seen_gradients.append(torch.is_grad_enabled())
-            return _linear(weight)(inputs)
+            return self.forward(weight)(inputs)
 
-        inputs, targets = _joined(task.batches("valid", batch_size=batch_size))
-        logits = _linear(weight.detach())(inputs).double()
+        expected = self.literal_scores(task, self.forward(weight.detach()))
         scores = task.evaluate(forward, "valid", batch_size=batch_size)
         other = task.evaluate(forward, "valid", batch_size=7)
-        assert scores["examples"] == task.size("valid") == len(targets)
-        assert scores["accuracy"] == other["accuracy"] == float((logits.argmax(1) == targets).double().mean())
-        expected = float((logits.logsumexp(1) - logits.gather(1, targets[:, None])[:, 0]).mean())
-        assert scores["loss"] == pytest.approx(expected, rel=1e-5)
-        assert other["loss"] == pytest.approx(expected, rel=1e-5)
+        assert scores["examples"] == task.size("valid")
+        assert scores["accuracy"] == other["accuracy"] == expected["accuracy"]
+        assert scores["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert other["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert not any(seen_gradients)
 
     def test_examples_are_the_head_of_a_part(self, task: Task, batch_size: int) -> None:
@@ -168,11 +195,12 @@ class TaskContract:
     def test_wrong_output_shape_is_named(self, task: Task, batch_size: int) -> None:
         """A network with another number of classes is refused with both shapes."""
         batch = next(iter(task.batches("train", batch_size=batch_size)))
-        expected = (
-            rf"network output: got \({batch_size}, {task.num_classes + 1}\).*\({batch_size}, {task.num_classes}\)"
-        )
-        with pytest.raises(UserError, match=expected):
-            task.loss(lambda x: x.new_zeros(len(x), task.num_classes + 1), batch, torch.Generator())
+        right = self.outputs(batch_size, task)
+        wrong = (*right[:-1], right[-1] + 1)
+        with pytest.raises(
+            UserError, match=rf"network output: got {re.escape(str(wrong))}.*{re.escape(str(right[-1]))}\)"
+        ):
+            task.loss(lambda x: x.new_zeros(wrong), batch, torch.Generator())
 
     def test_wrong_arguments_are_named_at_the_call(self, task: Task, batch_size: int) -> None:
         """Split, batch size, start and n out of range."""
@@ -197,16 +225,3 @@ class TaskContract:
 def _joined(batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
     pairs = [(batch.inputs, batch.targets) for batch in batches]
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-
-
-def _weight(task: Task) -> Tensor:
-    """Return a fixed linear classifier for the task, without touching the global random stream."""
-    features = 1
-    for size in task.input_shape:
-        features *= size
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(features, task.num_classes, generator=generator) * features**-0.5
-
-
-def _linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda inputs: inputs.flatten(1) @ weight

@@ -1,4 +1,4 @@
-"""RMSprop with epsilon inside the root, as the mobile networks of the TensorFlow world were trained."""
+"""Optimisers that torch does not have: RMSprop with epsilon inside the root, and Adam whose rows rest."""
 
 from __future__ import annotations
 
@@ -99,3 +99,69 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
             (decayed if conv or isinstance(module, nn.Linear) else free).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+class RowAdam(torch.optim.Optimizer):
+    """Adam in which every row of a tensor has moments and a step count of its own, and rests while it has no gradient.
+
+    A row is what the first axis counts. Where its gradient is zero throughout, nothing of it changes: no step from
+    momentum, no decay of the moments, no count for the bias correction; as if the row were a parameter of its own whose
+    gradient is None. Sampled searches need that: what a step did not ask, it must not move.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Learning rate.
+        betas: Decay rates of both moments, in [0, 1).
+        eps: Added to the root; positive.
+
+    Raises:
+        ValueError: A value out of its range.
+
+    Source: Kingma and Ba, arXiv 1412.6980.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        if not lr >= 0:
+            raise ValueError(f"lr: got {lr!r}; allowed: a number >= 0.")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas: got {betas!r}; allowed: two numbers in [0, 1).")
+        if not eps > 0:
+            raise ValueError(f"eps: got {eps!r}; allowed: a number > 0.")
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Do one step on all rows whose gradient is not zero throughout."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_rows(parameter, parameter.grad, group)
+        return loss
+
+    def _step_rows(self, parameter: Tensor, given: Tensor, group: dict[str, Any]) -> None:
+        state, (first, second) = self.state[parameter], group["betas"]
+        if not state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["steps"] = torch.zeros(len(parameter), dtype=torch.float64, device=parameter.device)
+        rows: Tensor = given.reshape(len(given), -1).any(dim=1)
+        if not bool(rows.any()):
+            return
+        state["steps"][rows] += 1
+        gradient = given[rows]
+        mean = state["exp_avg"][rows].lerp_(gradient, 1 - first)
+        square = state["exp_avg_sq"][rows].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
+        steps = state["steps"][rows].reshape(-1, *(1 for _ in parameter.shape[1:]))
+        corrected = (square.double() / (1 - second**steps)).sqrt() + group["eps"]
+        parameter[rows] -= (group["lr"] * mean.double() / (1 - first**steps) / corrected).to(parameter.dtype)

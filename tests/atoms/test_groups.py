@@ -69,5 +69,5 @@ def test_activations_are_those_of_the_layers():
     x = wave((50,), 0.7) * 4
     assert torch.equal(activate("relu", x), nn.functional.relu(x))
     torch.testing.assert_close(activate("swish", x), nn.functional.silu(x))
-    with pytest.raises(ValueError, match="got 'gelu'; allowed: 'relu', 'swish'"):
+    with pytest.raises(ValueError, match="got 'gelu'; allowed: 'relu', 'relu6', 'swish'"):
         activate("gelu", x)

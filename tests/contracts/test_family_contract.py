@@ -13,6 +13,7 @@ from archsmith.families.darts import darts_family
 from archsmith.families.darts import open_family as open_darts_family
 from archsmith.families.densenet import open_family as open_dense_family
 from archsmith.families.hypercuboid import hypercuboid_family
+from archsmith.families.mobile_chain import chain_family
 from archsmith.families.modules import open_family as open_module_family
 from archsmith.families.nasnet import nasnet_family
 from archsmith.families.plain import open_family as open_plain_family
@@ -24,6 +25,7 @@ ATTACHED = {
     "densenet",
     "hypercuboid",
     "mobile",
+    "mobile-chain",
     "nas-bench-201",
     "nasnet",
     "plain",
@@ -52,6 +54,13 @@ class TestMobileFamily(FamilyContract):
             costs[cost] += sum(group.cost[cost] * group.size for group in living)
             costs[cost] -= sum(block.cost.get(cost, 0) for block in atoms.blocks if block.name in gone)
         return costs
+
+
+class TestChainFamily(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        small = {"widths": (8, 12), "cells": (2, 2), "strides": (1, 2), "last_channels": 24}
+        return chain_family("tiny", image=(3, 8, 12), num_classes=5, dropout=0.1, **small)
 
 
 class TestNasBench201Family(FamilyContract):

@@ -67,7 +67,7 @@ def test_impossible_blocks_are_refused():
         MixedInvertedResidual(3, 3, 2, ())
     with pytest.raises(ValueError, match=r"every kernel size may occur once, got \(\(3, 2\), \(3, 1\)\)"):
         MixedInvertedResidual(3, 4, 1, ((3, 2), (3, 1)))
-    with pytest.raises(ValueError, match="got 'gelu'; allowed: 'relu', 'swish'"):
+    with pytest.raises(ValueError, match="got 'gelu'; allowed: 'relu', 'relu6', 'swish'"):
         make_activation("gelu")
 
 

@@ -9,7 +9,15 @@ from archsmith.tasks import open_task, task_table
 
 def test_table_lists_the_tasks():
     rows = [row for row in task_table() if row["title"] != "from another package"]
-    assert [row["name"] for row in rows] == ["arrays", "cifar10", "digits", "fashion-mnist", "images", "mnist"]
+    assert [row["name"] for row in rows] == [
+        "arrays",
+        "cifar10",
+        "digits",
+        "fashion-mnist",
+        "images",
+        "mnist",
+        "spoken-digits",
+    ]
     assert all(set(row) == {"name", "title", "data", "metric", "module"} and all(row.values()) for row in rows)
 
 

@@ -3,7 +3,7 @@ import torch
 from mobile_samples import fact, small_family
 from torch import nn
 
-from archsmith.train.optim import RMSprop, decay_groups
+from archsmith.train.optim import RMSprop, RowAdam, decay_groups
 
 
 def test_the_published_sequence():
@@ -102,3 +102,39 @@ def test_shared_parameters_are_listed_once_and_empty_groups_left_out():
     assert len(group["params"]) == 3
     (group,) = decay_groups(nn.BatchNorm1d(3), 0.1)
     assert group["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.999)])
+def test_rows_of_adam_are_parameters_of_their_own(betas):
+    """A row without a gradient is torch's Adam with a gradient of None: neither moved, nor counted, nor decayed."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    together, apart = nn.Parameter(start.clone()), [nn.Parameter(row.clone()) for row in start]
+    ours = RowAdam([together], 0.1, betas=betas)
+    theirs = torch.optim.Adam(apart, 0.1, betas=betas)
+    for _ in range(12):
+        gradient = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+        gradient[torch.rand(3, generator=generator) < 0.5] = 0.0
+        together.grad = gradient
+        for row, own in zip(apart, gradient, strict=True):
+            row.grad = own.clone() if bool(own.any()) else None
+        ours.step()
+        theirs.step()
+        torch.testing.assert_close(together.detach(), torch.stack([row.detach() for row in apart]), rtol=1e-12, atol=0)
+    before = together.detach().clone()
+    together.grad = torch.zeros_like(together)
+    ours.step()
+    assert torch.equal(together, before)
+
+
+def test_rows_of_a_vector_and_bad_values():
+    vector = nn.Parameter(torch.ones(3))
+    optimizer = RowAdam([vector], 0.5)
+    vector.grad = torch.tensor([1.0, 0.0, -2.0])
+    optimizer.step()
+    torch.testing.assert_close(vector.detach(), torch.tensor([0.5, 1.0, 1.5]))
+    for options, text in (({"lr": -1.0}, "lr: got -1.0"), ({"lr": 1.0, "betas": (1.0, 0.9)}, "betas: got")):
+        with pytest.raises(ValueError, match=text):
+            RowAdam([vector], **options)
+    with pytest.raises(ValueError, match="eps: got 0"):
+        RowAdam([vector], 0.1, eps=0)
