@@ -37,6 +37,10 @@ class Relaxation(ABC):
             generator: Source of randomness, for relaxations that sample; torch's global one if None.
         """
 
+    def mean_weights(self, logits_EO: Tensor) -> Tensor:
+        """Return mixing weights without any sampling, for decisions about logits: of a sample its probabilities."""
+        return self.weights(logits_EO)
+
     def mix(self, x: Tensor, candidates: nn.ModuleDict, weights_O: Weights) -> Tensor:
         """Return ``sum_o weights[o] * candidate_o(x)``; of plain numbers, those that are zero are not run."""
         total: Tensor | None = None
@@ -85,6 +89,10 @@ class GumbelSoftmax(Relaxation):
         soft = ((logits_EO + gumbel) / self.temperature).softmax(dim=-1)
         return straight_through(soft.argmax(dim=-1), soft) if self.hard else soft
 
+    def mean_weights(self, logits_EO: Tensor) -> Tensor:
+        """Return the softmax: the probability of each candidate to be the largest."""
+        return logits_EO.softmax(dim=-1)
+
 
 class StraightThrough(Relaxation):
     """A sample of one candidate for each edge, drawn from the softmax; its gradient is that of the softmax."""
@@ -95,6 +103,10 @@ class StraightThrough(Relaxation):
         # Sampled on the CPU, where a generator seeded by step lives.
         drawn = torch.multinomial(soft.detach().cpu().float(), 1, generator=generator).flatten()
         return straight_through(drawn.to(soft.device), soft)
+
+    def mean_weights(self, logits_EO: Tensor) -> Tensor:
+        """Return the softmax, from which the samples are drawn."""
+        return logits_EO.softmax(dim=-1)
 
 
 def straight_through(index_E: Tensor, soft_EO: Tensor) -> Tensor:

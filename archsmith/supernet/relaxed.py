@@ -119,7 +119,24 @@ class RelaxedSupernet(nn.Module):
             weights = self.relaxation.weights(given[group].masked_fill(absent, -torch.inf), generator)
             result[group] = self._with_fixed(group, weights)
         for group, targets in self.edge_targets.items():
-            result[f"{group}_edges"] = edge_normalised(given[f"{group}_edges"], targets)
+            result[f"{group}_edges"] = self._without_left_out(group, edge_normalised(given[f"{group}_edges"], targets))
+        return result
+
+    def mean_mixing(self) -> dict[str, Tensor]:
+        """Return the mixing weights of ``mixing`` as constants, without any sampling."""
+        with torch.no_grad():
+            result = {
+                group: self._with_fixed(
+                    group,
+                    self.relaxation.mean_weights(
+                        self.logits[group].masked_fill(self.get_buffer(f"absent_{group}"), -torch.inf)
+                    ),
+                )
+                for group in self.options
+            }
+            for group, targets in self.edge_targets.items():
+                weights = edge_normalised(self.logits[f"{group}_edges"], targets)
+                result[f"{group}_edges"] = self._without_left_out(group, weights)
         return result
 
     def fix_(self, group: str, edge: int, chosen: str | None) -> None:
@@ -135,6 +152,12 @@ class RelaxedSupernet(nn.Module):
         row = tuple(float(chosen is not None and column == options.index(chosen)) for column in range(width))
         self.fixed.setdefault(group, {})[edge] = row
 
+    @property
+    def undecided(self) -> bool:
+        """Whether any logits still have an influence: an edge that is not fixed, or weights of edges."""
+        open_edges = any(len(self.fixed.get(group, {})) < len(edges) for group, edges in self.options.items())
+        return open_edges or bool(self.edge_targets)
+
     def _with_fixed(self, group: str, weights_EO: Tensor) -> Tensor:
         """Return mixing weights with the decided rows in their place."""
         if not self.fixed.get(group):
@@ -143,6 +166,11 @@ class RelaxedSupernet(nn.Module):
         for edge, row in self.fixed[group].items():
             rows[edge] = weights_EO.new_tensor(row)
         return torch.stack(rows)
+
+    def _without_left_out(self, group: str, weights_E: Tensor) -> Tensor:
+        """Return edge weights, zero where an edge is left out; the others stay as they are."""
+        out = [edge for edge, row in self.fixed.get(group, {}).items() if not any(row)]
+        return weights_E.index_fill(0, torch.tensor(out, device=weights_E.device), 0.0) if out else weights_E
 
     def forward(self, x: Tensor, mixing: Tensors | None = None) -> Tensor:
         """Return the network's output.
@@ -325,7 +353,7 @@ class SearchSupernet(RelaxedSupernet, ABC):
     def strengths(self, mixing: Tensors | None = None) -> dict[str, Tensor]:
         """Return how strong every operation of every edge is, (E, O) by group, see ``derive``."""
         with torch.no_grad():
-            given = self.mixing() if mixing is None else mixing
+            given = self.mean_mixing() if mixing is None else mixing
             return {
                 group: given[group] * given[f"{group}_edges"].unsqueeze(-1)
                 if f"{group}_edges" in given

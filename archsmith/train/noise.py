@@ -34,6 +34,7 @@ class AnnealedNoise:
         eta: Variance at step 0; 0 adds nothing, and the training is bit for bit the plain one.
         gamma: How fast the variance decays.
         stream: Name of the stream, so that two optimisers of one run get noise that is independent.
+        first: Optimiser step of the run with which t is 0: for a training that begins within a run.
 
     Raises:
         UserError: A value out of its range.
@@ -43,6 +44,7 @@ class AnnealedNoise:
     eta: float = 0.01
     gamma: float = GAMMA
     stream: str = "weights"
+    first: int = 0
 
     def __post_init__(self) -> None:
         check_noise(self.eta, self.gamma)
@@ -65,7 +67,7 @@ class AnnealedNoise:
 
         Args:
             parameters: All parameters of an optimiser, in its order. One without a gradient is left alone.
-            step: Optimiser steps done.
+            step: Optimiser steps done, ``first`` or more.
             only: The parameters that get noise; all if None.
 
         Raises:
@@ -73,7 +75,7 @@ class AnnealedNoise:
         """
         if self.eta == 0:
             return
-        sigma = self.sigma(step)
+        sigma = self.sigma(step - self.first)
         chosen = None if only is None else {id(parameter) for parameter in only}
         generators: dict[torch.device, torch.Generator] = {}
         for place, parameter in enumerate(parameters):

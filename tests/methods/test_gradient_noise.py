@@ -2,12 +2,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import darts_runs
 import pytest
 import torch
 from mobile_samples import small_family
 
 from archsmith.core.errors import UserError
-from archsmith.methods import atomnas, clicktrain, load_method, nasnet
+from archsmith.methods import atomnas, clicktrain, darts, load_method, nasnet
 from archsmith.methods.gradient_noise import ETAS, Settings, attach, chosen_eta
 from archsmith.tasks import open_task
 from archsmith.train.recipe import Training, TrainingRecipe
@@ -84,3 +85,50 @@ def test_noise_trains_the_deep_network_that_plain_descent_does_not():
     etas = {eta: [evidence.best_accuracy(16, eta, seed) for seed in range(2)] for eta in (0.0, 0.05)}
     assert min(etas[0.05]) > 0.9
     assert min(etas[0.0]) < 0.6 and sum(etas[0.05]) > sum(etas[0.0])
+
+
+def relaxed(**changes):
+    settings = {"search_epochs": 1, "search_batch_size": 8, "search_channels": 4, "search_cells": 3, "epochs": 1}
+    small = {"batch_size": 16, "auxiliary_weight": 0.0, "drop_path": 0.0, "order": "first", "logit_lr": 0.1}
+    return darts.Searcher(
+        family=darts_runs.small_family(),
+        task=darts_runs.small_task(),
+        seed=1,
+        settings=darts.Settings(**{**settings, **small, **changes}),
+    )
+
+
+@pytest.mark.parametrize("on", ["weights", "logits", "both"])
+def test_a_differentiable_search_has_noise_on_weights_logits_or_both(on):
+    plain, noisy = relaxed(), relaxed(gradient_noise=0.1, gradient_noise_on=on)
+    for search in (plain, noisy):
+        darts_runs.stop_after(search, 1)
+    moved = {
+        name: any(not torch.equal(ours, theirs[key]) for key, ours in one.items())
+        for name, one, theirs in (
+            ("weights", noisy.supernet.weights(), plain.supernet.weights()),
+            ("logits", noisy.supernet.logits, plain.supernet.logits),
+        )
+    }
+    # The logits move first: their noise reaches the weights of this step too, not the other way round.
+    assert moved["logits"] == (on != "weights") and moved["weights"]
+
+
+def test_noise_of_a_search_counts_steps_and_begins_again_with_the_final_network():
+    search = relaxed(gradient_noise=0.1, search_epochs=3, gradient_noise_on="both")
+    assert search._noise("weights").sigma(0) == pytest.approx(0.1**0.5)
+    assert search._noise("logits").stream == "logits"
+    steps = 3 * search._steps[0]
+    final = search._noise("final")
+    assert final.first == steps and final.stream == "final"
+    assert relaxed(gradient_noise=0.1, gradient_noise_on="logits")._noise("final") is None
+    assert relaxed()._noise("weights") is None
+
+
+def test_a_stopped_search_with_noise_goes_on_bit_for_bit():
+    whole, halted = (relaxed(gradient_noise=0.1, gradient_noise_on="both") for _ in range(2))
+    darts_runs.stop_after(halted, 1)
+    again = relaxed(gradient_noise=0.1, gradient_noise_on="both")
+    again.load(*darts_runs.copied(halted.state()))
+    figures, left = darts_runs.to_the_end(whole), darts_runs.to_the_end(again)
+    assert left == figures and again.chosen == whole.chosen
