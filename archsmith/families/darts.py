@@ -17,7 +17,10 @@ from archsmith.cost import count
 from archsmith.families.darts_space import (
     CELLS,
     DARTS_OPERATIONS,
+    EXTRA_OPERATIONS,
     NODES,
+    RESTRICTED,
+    EdgeOperations,
     Genotype,
     architecture_of,
     darts_space,
@@ -65,6 +68,7 @@ class DartsFamily:
             stem "cifar", 224 with the other).
         nodes: Own nodes of a cell.
         operations: Candidates of the search network's edges.
+        edge_operations: Candidates of each edge of a normal and of a reduction cell, in place of ``operations``.
 
     Build one with ``darts_family(skeleton, image=..., num_classes=...)``.
 
@@ -80,6 +84,7 @@ class DartsFamily:
     auxiliary: bool = False
     nodes: int = NODES
     operations: tuple[str, ...] = DARTS_OPERATIONS
+    edge_operations: EdgeOperations | None = None
 
     def __post_init__(self) -> None:
         if self.stem not in ("cifar", "imagenet"):
@@ -106,14 +111,17 @@ class DartsFamily:
                 allowed=f"images of {allowed[0] * unit} to {allowed[1] * unit} pixels: it pools to 2x2",
                 hint="Train without it.",
             )
-        unknown = [name for name in self.operations if name not in DARTS_OPERATIONS]
-        if unknown or len(set(self.operations) - {"none"}) < 1:
-            raise UserError("family.operations", self.operations, allowed=", ".join(DARTS_OPERATIONS))
+        known = (*DARTS_OPERATIONS, *EXTRA_OPERATIONS)
+        for names in {self.operations, *(edge for cell in self.edge_operations or () for edge in cell)}:
+            if set(names) - set(known) or not set(names) - {"none"}:
+                raise UserError("family.operations", names, allowed=", ".join(known))
+        if self.edge_operations is not None:
+            darts_space(self.nodes, edge_operations=self.edge_operations)
 
     @property
     def space(self) -> ProductSpace:
         """The space of cell pairs."""
-        return darts_space(self.nodes, self.operations)
+        return darts_space(self.nodes, self.operations, self.edge_operations)
 
     def largest(self) -> Architecture:
         """Return the most expensive cells: the operation with most weights on every edge.
@@ -121,11 +129,15 @@ class DartsFamily:
         That an edge halves the resolution changes the cost of skips alone, which then have weights. Where candidates
         with 5x5 kernels are left out this is a good guess, because the order of the others depends on the width.
         """
+        if self.edge_operations is not None:
+            return self._extreme(self.edge_operations, heavy=True)
         heavy = [name for name in _BY_WEIGHT if name in self.operations][-1]
         return self._uniform(heavy, from_inputs=heavy == "skip_connect")
 
     def smallest(self) -> Architecture:
         """Return the cheapest cells: operations without weights wherever there are any, else the lightest."""
+        if self.edge_operations is not None:
+            return self._extreme(self.edge_operations, heavy=False)
         light = next(name for name in _BY_WEIGHT if name in self.operations)
         return self._uniform(light, from_inputs=light != "skip_connect")
 
@@ -134,7 +146,28 @@ class DartsFamily:
         sources = [(0, 1) if from_inputs else (node, node + 1) for node in range(self.nodes)]
         edges = tuple((operation, source) for pair in sources for source in pair)
         concat = tuple(range(2, self.nodes + 2))
-        return architecture_of(Genotype(edges, edges, concat, concat))
+        return architecture_of(Genotype(edges, edges, concat, concat), self.space)
+
+    def _extreme(self, edge_operations: EdgeOperations, *, heavy: bool) -> Architecture:
+        """Return cells whose nodes keep their two heaviest or lightest edges, by the weights of the first cells."""
+        c = self.channels
+
+        def weight(name: str, cell: str, source: int) -> int:
+            if name == "skip_connect":
+                return c * c if cell == "reduce" and source < 2 else 0
+            kernel = int(name[-1]) if name.startswith(("sep", "dil")) else 0
+            return (2 if name.startswith("sep") else 1) * (kernel * kernel * c + c * c) if kernel else 0
+
+        sign = -1 if heavy else 1
+        cells = {}
+        for cell, of_cell in zip(CELLS, edge_operations, strict=True):
+            best: dict[int, list[tuple[int, int, str]]] = {}
+            for (source, target), names in zip(edges_of(self.nodes), of_cell, strict=True):
+                ranked = sorted((sign * weight(name, cell, source), name) for name in names if name != "none")
+                best.setdefault(target, []).append((ranked[0][0], source, ranked[0][1]))
+            cells[cell] = tuple((name, source) for edges in best.values() for _, source, name in sorted(edges)[:2])
+        concat = tuple(range(2, self.nodes + 2))
+        return architecture_of(Genotype(**cells, normal_concat=concat, reduce_concat=concat), self.space)
 
     def build(
         self, architecture: Mapping[str, Any], *, seed: int | None = None, layers: DenseLayers | None = None
@@ -177,7 +210,7 @@ class DartsFamily:
         Args:
             seed: Seed of weights and logits; None draws the weights from torch's global generator.
             relaxation: From logits to mixing weights; softmax if None.
-            options: Candidates of each edge by kind of cell ("normal", "reduce"); by default ``operations`` everywhere.
+            options: Candidates of each edge by kind of cell ("normal", "reduce"); by default those of the family.
             layers: Makes convolutions and classifier; ordinary ones if None.
             make_edge: Makes an edge of its candidates.
             edge_weights: Whether the edges of a node are weighted against each other.
@@ -186,7 +219,8 @@ class DartsFamily:
             UserError: ``options`` has another number of edges.
         """
         edges = len(edges_of(self.nodes))
-        chosen = dict.fromkeys(CELLS, (self.operations,) * edges) if options is None else dict(options)
+        own = self.edge_operations or ((self.operations,) * edges,) * len(CELLS)
+        chosen = dict(zip(CELLS, own, strict=True)) if options is None else dict(options)
         if set(chosen) != set(CELLS) or any(len(of_cell) != edges for of_cell in chosen.values()):
             raise UserError("options", options, allowed=f"candidates of {edges} edges for each of {', '.join(CELLS)}")
         skeleton = self._skeleton(layers)
@@ -218,7 +252,7 @@ class DartsFamily:
         """Return the point of the space that ``network`` is."""
         arguments = network.constructor()
         names = ("normal", "reduce", "normal_concat", "reduce_concat")
-        return architecture_of(Genotype(**{name: arguments[name] for name in names}))
+        return architecture_of(Genotype(**{name: arguments[name] for name in names}), self.space)
 
     def exact_costs(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Return "macs" and "params" for this image size, without the auxiliary classifier; nothing is computed."""
@@ -227,7 +261,10 @@ class DartsFamily:
     def to_json(self) -> dict[str, Any]:
         """Return the family as plain JSON values; ``family_from_json`` is the way back."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {"name": "darts", **fields, "image": list(self.image), "operations": list(self.operations)}
+        plain = {"image": list(self.image), "operations": list(self.operations)}
+        if self.edge_operations is not None:
+            plain["edge_operations"] = [[list(edge) for edge in cell] for cell in self.edge_operations]
+        return {"name": "darts", **fields, **plain}
 
     def _skeleton(self, layers: DenseLayers | None) -> dict[str, Any]:
         return {
@@ -241,6 +278,7 @@ class DartsFamily:
 
 
 _BY_WEIGHT = (
+    "noise",
     "max_pool_3x3",
     "avg_pool_3x3",
     "skip_connect",
@@ -266,13 +304,13 @@ def published_counts(family: DartsFamily, genotype: Genotype) -> dict[str, int]:
 
 def family_from_json(data: Mapping[str, Any]) -> DartsFamily:
     """Return the family that ``DartsFamily.to_json`` described."""
-    fields = {key: value for key, value in data.items() if key not in ("name", "image", "operations")}
+    fields = {key: value for key, value in data.items() if key not in ("name", "image")}
     channels, height, width = data["image"]
-    return DartsFamily(image=(channels, height, width), operations=tuple(data["operations"]), **fields)
+    return DartsFamily(image=(channels, height, width), **_as_tuples(fields))
 
 
 def darts_family(
-    skeleton: str = "auto", *, image: tuple[int, int, int], num_classes: int, **settings: Any
+    skeleton: str = "auto", *, image: tuple[int, int, int], num_classes: int, restricted: str = "", **settings: Any
 ) -> DartsFamily:
     """Return the family of a skeleton for one image size.
 
@@ -280,6 +318,7 @@ def darts_family(
         skeleton: A name of ``SKELETONS``, or "auto": "tiny" below 24 pixels, "cifar" below 96, else "imagenet".
         image: (C, H, W).
         num_classes: Number of classes.
+        restricted: A name of ``darts_space.RESTRICTED``, "s1" to "s5", for its candidates; "" for all operations.
         settings: Any attribute of ``DartsFamily``, in place of the skeleton's.
 
     Raises:
@@ -291,10 +330,23 @@ def darts_family(
         raise UserError("family.skeleton", skeleton, allowed=", ".join(["auto", *SKELETONS]))
     if unknown := sorted(set(settings) - set(DartsFamily.__dataclass_fields__)):
         allowed = ", ".join(name for name in DartsFamily.__dataclass_fields__ if name not in ("image", "num_classes"))
-        raise UserError("family", unknown, allowed=f"skeleton, {allowed}")
-    if "operations" in settings:
-        settings["operations"] = tuple(settings["operations"])
-    return DartsFamily(image=image, num_classes=num_classes, **{**SKELETONS[skeleton], **settings})
+        raise UserError("family", unknown, allowed=f"skeleton, restricted, {allowed}")
+    if restricted and restricted not in RESTRICTED:
+        raise UserError("family.restricted", restricted, allowed=", ".join(RESTRICTED))
+    given = {**SKELETONS[skeleton], **RESTRICTED.get(restricted, {}), **_as_tuples(settings)}
+    return DartsFamily(image=image, num_classes=num_classes, **given)
+
+
+def _as_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with candidates as tuples, as they come from JSON or a command line."""
+    result = dict(settings)
+    if "operations" in result:
+        result["operations"] = tuple(result["operations"])
+    if result.get("edge_operations") is not None:
+        result["edge_operations"] = tuple(
+            tuple(tuple(edge) for edge in of_cell) for of_cell in result["edge_operations"]
+        )
+    return result
 
 
 def open_family(name: str, *, image: tuple[int, int, int], num_classes: int, **settings: Any) -> DartsFamily:

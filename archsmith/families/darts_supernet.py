@@ -34,7 +34,7 @@ from archsmith.supernet.selection import magnitude
 Options = tuple[tuple[str, ...], ...]
 """Candidates of each edge of a cell."""
 
-FREE = ("skip_connect", "max_pool_3x3", "avg_pool_3x3", "none")
+FREE = ("skip_connect", "max_pool_3x3", "avg_pool_3x3", "none", "noise")
 """Operations without weights; a search whose cells hold little else has collapsed."""
 
 
@@ -74,7 +74,7 @@ class SearchCell(nn.Module):
             stride = 2 if reduction and source < 2 else 1
 
             def candidates(width: int, names: Sequence[str] = names, stride: int = stride) -> dict[str, nn.Module]:
-                return {name: make_primitive(name, width, stride, False, layers, True) for name in names}
+                return {name: make_primitive(name, width, stride, False, layers, True, True) for name in names}
 
             self.edges.append(make_edge(candidates, channels, stride))
 
@@ -191,7 +191,7 @@ class DartsSupernet(SearchSupernet):
             seed=seed,
             edge_weights=edge_weights,
         )
-        self.nodes = nodes
+        self.nodes, self.product = nodes, space
         self._arguments = dict(arguments)
 
     def path(self, architecture: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -243,7 +243,7 @@ class DartsSupernet(SearchSupernet):
 
     def derive(self, mixing: Mapping[str, Tensor] | None = None) -> Architecture:
         """Return ``genotype(mixing)`` as a point of the space."""
-        return architecture_of(self.genotype(mixing))
+        return architecture_of(self.genotype(mixing), self.product)
 
     def places(self) -> dict[str, tuple[str, int]]:
         """Return the kind of cell and the number of every edge, by the edge's name in ``network``."""

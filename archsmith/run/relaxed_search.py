@@ -412,7 +412,8 @@ class RelaxedSearcher:
         """
         assert self.supernet is not None
         self.supernet.activate(architecture)
-        with batch_statistics(self.supernet), torch.no_grad():
+        with batch_statistics(self.supernet), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.seed, "scored-operations"))  # for operations that draw
             if architecture is None:
                 sample = torch.Generator().manual_seed(seed_of(self.seed, "score", self.position.epoch))
                 self.supernet.active = self.supernet.mixing(generator=sample)

@@ -85,13 +85,15 @@ def loss_of(
     def loss(weights: Tensors, logits: Tensors) -> Tensor:
         augment = torch.Generator().manual_seed(seed_of(step.seed, "augment", *names))
         sample = torch.Generator().manual_seed(seed_of(step.seed, "relaxation", *names))
-        value, found = task.loss(
-            lambda inputs: supernet.functional(
-                inputs.contiguous(memory_format=step.memory_format), weights, logits, generator=sample
-            ),
-            batch,
-            augment,
-        )
+        with torch.random.fork_rng(devices=[]):  # operations that draw (noise, dropout) draw the same in every call
+            torch.manual_seed(seed_of(step.seed, "operations", *names))
+            value, found = task.loss(
+                lambda inputs: supernet.functional(
+                    inputs.contiguous(memory_format=step.memory_format), weights, logits, generator=sample
+                ),
+                batch,
+                augment,
+            )
         metrics.update(found)
         return value
 
