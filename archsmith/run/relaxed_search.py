@@ -34,6 +34,7 @@ from archsmith.train.layout import use_memory_format_
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
 from archsmith.train.noise import AnnealedNoise
 from archsmith.train.schedules import cosine_by_epoch
+from archsmith.train.smoothed import Smoothed
 from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
 
 RECALIBRATION_BATCHES = 8
@@ -144,6 +145,10 @@ class RelaxedSearcher:
             weight_decay=plan.logit_decay,
         )
         self.updater = self.make_updater()
+        if plan.smoothing is not None and not isinstance(self.updater, Smoothed):
+            raise UserError(
+                "smoothing", plan.smoothing.kind, allowed="'none' for this method, whose step is not that of DARTS"
+            )
         self._expected: CandidateMacs | None = None
         self._enter(0, fresh=True)
 
@@ -166,7 +171,11 @@ class RelaxedSearcher:
 
     def make_updater(self) -> Updater:
         """Return what a step of the search does."""
-        return Bilevel(self.plan.order)
+        smoothing = self.plan.smoothing
+        if smoothing is None:
+            return Bilevel(self.plan.order)
+        epochs = sum(phase.epochs for phase in self.plan.search)
+        return Smoothed(self.plan.order, kind=smoothing.kind, epochs=epochs, start=smoothing.start, end=smoothing.end)
 
     def begin_(self, network: nn.Module, phase: Phase, *, fresh: bool) -> None:
         """Freeze and set what a phase needs; here nothing, everything learns.

@@ -80,6 +80,21 @@ class PerturbationPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SmoothingPlan:
+    """Perturbed mixing weights while the weights learn, see ``archsmith.train.smoothed``.
+
+    Attributes:
+        kind: "random" or "adversarial".
+        start: Epsilon in the first epoch of the search.
+        end: Epsilon at its end.
+    """
+
+    kind: Literal["random", "adversarial"]
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoisePlan:
     """Gradient noise, see ``archsmith.train.noise``.
 
@@ -111,6 +126,7 @@ class Plan:
         logit_decay: L2 on the logits.
         perturbation: How the selection is made by perturbation; None for the method's own rule.
         noise: Gradient noise; None for none.
+        smoothing: Perturbed mixing weights in the search; None for none.
     """
 
     search: tuple[Phase, ...]
@@ -123,6 +139,7 @@ class Plan:
     logit_decay: float = 1e-3
     perturbation: PerturbationPlan | None = None
     noise: NoisePlan | None = None
+    smoothing: SmoothingPlan | None = None
 
 
 class RelaxedSettings(BaseModel):
@@ -154,6 +171,10 @@ class RelaxedSettings(BaseModel):
         selection_criterion: With "perturbation": "acc", or "loss", on all images that the logits learn from.
         selection_edge_criterion: The same for the choice of edges; None for the same as above.
         selection_lr: Learning rate of the fine-tuning; None for a tenth of ``search_lr``.
+        smoothing: "none"; or under which perturbation of the mixing weights the weights learn in the search: "random"
+            (SDARTS-RS) or "adversarial" (SDARTS-ADV).
+        smoothing_start: Radius of the perturbation in the first epoch of the search.
+        smoothing_end: Radius that it rises to.
         gradient_noise: Variance at step 0 of annealed Gaussian noise on the gradients; 0 for none.
         gradient_noise_decay: Exponent with which it decays with the steps.
         gradient_noise_on: Gradients of "weights", of "logits", or of "both".
@@ -184,6 +205,9 @@ class RelaxedSettings(BaseModel):
     selection_criterion: Literal["acc", "loss"] = "acc"
     selection_edge_criterion: Literal["acc", "loss"] | None = None
     selection_lr: float | None = Field(None, gt=0)
+    smoothing: Literal["none", "random", "adversarial"] = "none"
+    smoothing_start: float = Field(0.03, ge=0, le=1)
+    smoothing_end: float = Field(0.3, ge=0, le=1)
     gradient_noise: float = Field(0.0, ge=0, allow_inf_nan=False)
     gradient_noise_decay: float = Field(GAMMA, ge=0, allow_inf_nan=False)
     gradient_noise_on: Literal["weights", "logits", "both"] = "weights"
@@ -253,6 +277,9 @@ def plan_of(s: RelaxedSettings) -> Plan:
         logit_decay=s.logit_decay,
         perturbation=perturbation_of(s),
         noise=noise_plan(s.gradient_noise, s.gradient_noise_decay, s.gradient_noise_on),
+        smoothing=None
+        if s.smoothing == "none"
+        else SmoothingPlan(kind=s.smoothing, start=s.smoothing_start, end=s.smoothing_end),
     )
 
 
