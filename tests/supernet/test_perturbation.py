@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from archsmith.core.errors import UserError
 from archsmith.families.darts_space import edges_of
+from archsmith.layers.darts import Noise
+from archsmith.supernet.mixed import MixedOp
 from archsmith.supernet.perturbation import Perturbation, optimal_mixture
+from archsmith.supernet.relaxed import RelaxedSupernet
 from archsmith.supernet.selection import magnitude
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "darts-pt.json").read_text())
@@ -273,3 +278,75 @@ def test_the_best_mixture_of_a_skip_and_an_operation():
 def test_what_makes_no_sense_is_refused(make, text):
     with pytest.raises(UserError, match=text):
         make()
+
+
+class Useful(nn.Module):
+    """Passes its feature on, times a weight that is learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.weight * x
+
+
+class Planted(nn.Module):
+    """Every edge reads a feature of its own; the label is which half of the edges has the larger sum of features.
+
+    One candidate of every edge passes the feature on, the others are noise.
+    """
+
+    def __init__(self, useful, operations):
+        super().__init__()
+        self.edges = nn.ModuleList(
+            MixedOp({str(k): Useful() if k == right else Noise(1, always=True) for k in range(operations)})
+            for right in useful
+        )
+        self.classifier = nn.Linear(len(useful), 2)
+
+    def forward(self, x, mixing):
+        terms = [
+            edge(x[:, e], weights) for e, (edge, weights) in enumerate(zip(self.edges, mixing["cell"], strict=True))
+        ]
+        return self.classifier(torch.stack(terms, dim=1))
+
+
+def test_planted_operations_are_recovered_where_magnitude_is_chance():
+    recovered, by_size, edges, operations = 0, 0, 12, 4
+    for seed in range(2):
+        torch.manual_seed(seed)
+        useful = torch.randint(operations, (edges,)).tolist()
+        supernet = RelaxedSupernet(
+            Planted(useful, operations), {"cell": [tuple(map(str, range(operations)))] * edges}, seed=seed
+        )
+        with torch.no_grad():
+            supernet.logits["cell"].copy_(torch.randn(edges, operations))  # random, and never trained
+        x = torch.randn(5000, edges)
+        y = (x[:, : edges // 2].sum(1) > x[:, edges // 2 :].sum(1)).long()
+        optimizer = torch.optim.SGD(supernet.network.parameters(), lr=0.5, momentum=0.9)
+
+        def tune(steps, supernet=supernet, optimizer=optimizer, x=x, y=y):
+            for _ in range(steps):
+                batch = torch.randint(1000, (100,))
+                optimizer.zero_grad()
+                functional.cross_entropy(supernet(x[batch], supernet.mean_mixing()), y[batch]).backward()
+                optimizer.step()
+
+        def evaluate(asked, supernet=supernet, x=x, y=y):
+            with torch.no_grad():
+                logits = supernet(x[1000:], {"cell": torch.tensor(asked["cell"])})
+            accuracy = float((logits.argmax(1) == y[1000:]).float().mean())
+            return accuracy, float(functional.cross_entropy(logits, y[1000:]))
+
+        tune(800)
+        select = Perturbation(supernet.options, criterion="acc", seed=seed)
+        sizes = supernet.mean_mixing()["cell"].argmax(1).tolist()
+        while not select.done:
+            select.decide({"cell": supernet.mean_mixing()["cell"].tolist()}, evaluate)
+            supernet.fixed = select.fixed()
+            tune(20)
+        recovered += sum(select.chosen["cell"][edge] == right for edge, right in enumerate(useful))
+        by_size += sum(size == right for size, right in zip(sizes, useful, strict=True))
+    assert recovered >= 0.9 * 2 * edges
+    assert by_size <= 0.45 * 2 * edges  # a quarter is expected; more than this by chance once in a hundred times
