@@ -1,6 +1,9 @@
 """DARTS networks: any pair of cells of the space, stacked for small images or for large ones.
 
-Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", arXiv 1806.09055.
+With other primitives they are the networks of sharpDARTS: the same cells, other operations behind the names.
+
+Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", arXiv 1806.09055; Hundt, Jain, Hager,
+"sharpDARTS: Faster and More Accurate Differentiable Architecture Search", arXiv 1903.09900.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from archsmith.families.darts_space import (
     DARTS_OPERATIONS,
     EXTRA_OPERATIONS,
     NODES,
+    OPERATION_SETS,
     RESTRICTED,
     EdgeOperations,
     Genotype,
@@ -28,7 +32,8 @@ from archsmith.families.darts_space import (
     genotype_of,
 )
 from archsmith.families.darts_supernet import DartsSupernet, SearchNetwork
-from archsmith.layers.darts import DartsNetwork, DenseLayers
+from archsmith.layers.darts import DartsNetwork, DenseLayers, reduction_cells
+from archsmith.layers.sharp import CHOKE, SHARP_CONVOLUTIONS, SharpPrimitives, sharp_size
 from archsmith.space import Architecture, ProductSpace
 from archsmith.supernet.mixed import Relaxation
 from archsmith.supernet.relaxed import MakeEdge, mixed_edge
@@ -40,7 +45,19 @@ FAMILIES = (
         "task": "images",
         "relaxed": True,
     },
+    {
+        "name": "sharpdarts",
+        "title": "DARTS cells of balanced separable convolutions, with narrow and wide middles (sharpDARTS)",
+        "task": "images",
+        "relaxed": True,
+    },
 )
+
+PRIMITIVES = {"darts": "darts", "sharp": "sharpdarts"}
+"""What makes operations, and the name of the family that it gives."""
+
+SHARP_NAMES = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", *SHARP_CONVOLUTIONS)
+"""Operations that the sharp primitives can make."""
 
 SKELETONS: dict[str, dict[str, Any]] = {
     "cifar": {"channels": 36, "cells": 20, "stem": "cifar"},
@@ -59,7 +76,8 @@ class DartsFamily:
     """Networks of one skeleton for one image size.
 
     Attributes:
-        image: Shape of one image, (C, H, W); H and W multiples of 4, or of 32 with the stem "imagenet".
+        image: Shape of one image, (C, H, W); H and W multiples of 4, or of 32 with the stem "imagenet"; of any size
+            with the primitives "sharp".
         num_classes: Number of classes.
         channels: C, channels of the nodes of the first cells, even.
         cells: Number of cells, from 3; those at one and at two thirds of the depth halve the resolution.
@@ -69,6 +87,9 @@ class DartsFamily:
         nodes: Own nodes of a cell.
         operations: Candidates of the search network's edges.
         edge_operations: Candidates of each edge of a normal and of a reduction cell, in place of ``operations``.
+        primitives: "darts", or "sharp" for the blocks of sharpDARTS behind the names of operations.
+        choke: Middle width of the choke convolutions of "sharp" (published: 32, and 96 for large images). The published
+            searches have 32 whatever the final network has, and so has ``search_form``.
 
     Build one with ``darts_family(skeleton, image=..., num_classes=...)``.
 
@@ -85,18 +106,23 @@ class DartsFamily:
     nodes: int = NODES
     operations: tuple[str, ...] = DARTS_OPERATIONS
     edge_operations: EdgeOperations | None = None
+    primitives: str = "darts"
+    choke: int = CHOKE
 
     def __post_init__(self) -> None:
+        if self.primitives not in PRIMITIVES:
+            raise UserError("family.primitives", self.primitives, allowed=", ".join(PRIMITIVES))
         if self.stem not in ("cifar", "imagenet"):
             raise UserError("family.stem", self.stem, allowed="'cifar' or 'imagenet'")
-        for name, least in (("num_classes", 1), ("channels", 2), ("cells", 3), ("nodes", 1)):
+        for name, least in (("num_classes", 1), ("channels", 2), ("cells", 3), ("nodes", 1), ("choke", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"family.{name}", value, allowed=f"an integer from {least}")
         if self.channels % 2:
             raise UserError("family.channels", self.channels, allowed="an even number: half of a halved image's each")
         unit = 4 if self.stem == "cifar" else 32
-        if min(self.image) < 1 or self.image[1] % unit or self.image[2] % unit:
+        uneven = self.primitives == "darts" and (self.image[1] % unit or self.image[2] % unit)
+        if min(self.image) < 1 or uneven:
             raise UserError(
                 "image size",
                 Shown(f"{self.image[1]}x{self.image[2]}"),
@@ -111,35 +137,52 @@ class DartsFamily:
                 allowed=f"images of {allowed[0] * unit} to {allowed[1] * unit} pixels: it pools to 2x2",
                 hint="Train without it.",
             )
-        known = (*DARTS_OPERATIONS, *EXTRA_OPERATIONS)
+        known = (*DARTS_OPERATIONS, *EXTRA_OPERATIONS) if self.primitives == "darts" else SHARP_NAMES
         for names in {self.operations, *(edge for cell in self.edge_operations or () for edge in cell)}:
             if set(names) - set(known) or not set(names) - {"none"}:
                 raise UserError("family.operations", names, allowed=", ".join(known))
         if self.edge_operations is not None:
+            if self.primitives != "darts":
+                raise UserError("family.edge_operations", "given", allowed="None with the blocks of sharpDARTS")
             darts_space(self.nodes, edge_operations=self.edge_operations)
 
     @property
     def space(self) -> ProductSpace:
         """The space of cell pairs."""
-        return darts_space(self.nodes, self.operations, self.edge_operations)
+        return darts_space(self.nodes, self.operations, self.edge_operations, name=PRIMITIVES[self.primitives])
 
     def largest(self) -> Architecture:
         """Return the most expensive cells: the operation with most weights on every edge.
 
-        That an edge halves the resolution changes the cost of skips alone, which then have weights. Where candidates
-        with 5x5 kernels are left out this is a good guess, because the order of the others depends on the width.
+        That an edge halves the resolution changes the cost of skips alone, which then have weights. Where the heaviest
+        kernels are left out this is a good guess, because the order of the others depends on the width.
         """
         if self.edge_operations is not None:
             return self._extreme(self.edge_operations, heavy=True)
-        heavy = [name for name in _BY_WEIGHT if name in self.operations][-1]
+        heavy = self._by_weight()[-1]
         return self._uniform(heavy, from_inputs=heavy == "skip_connect")
 
     def smallest(self) -> Architecture:
         """Return the cheapest cells: operations without weights wherever there are any, else the lightest."""
         if self.edge_operations is not None:
             return self._extreme(self.edge_operations, heavy=False)
-        light = next(name for name in _BY_WEIGHT if name in self.operations)
+        light = self._by_weight()[0]
         return self._uniform(light, from_inputs=light != "skip_connect")
+
+    def _by_weight(self) -> list[str]:
+        """Return the operations by their cost, ascending; sharp convolutions by their cost over all cells."""
+        if self.primitives == "darts":
+            return [name for name in _BY_WEIGHT if name in self.operations]
+        free = [name for name in ("max_pool_3x3", "avg_pool_3x3", "skip_connect") if name in self.operations]
+        widths = [
+            self.channels * 2 ** sum(cell >= halving for halving in reduction_cells(self.cells))
+            for cell in range(self.cells)
+        ]
+
+        def macs(name: str) -> float:  # in units of the first cells' pixels
+            return sum(sharp_size(name, width, width, self.choke)[0] * (self.channels / width) ** 2 for width in widths)
+
+        return free + sorted((name for name in self.operations if name in SHARP_CONVOLUTIONS), key=macs)
 
     def _uniform(self, operation: str, *, from_inputs: bool) -> Architecture:
         """Return cells of one operation, whose nodes read both inputs, or the two nodes before them."""
@@ -242,7 +285,7 @@ class DartsFamily:
 
     def search_form(self, channels: int, cells: int) -> DartsFamily:
         """Return the family of the search network: as wide and deep as said, without the auxiliary classifier."""
-        return replace(self, auxiliary=False, channels=channels, cells=cells)
+        return replace(self, auxiliary=False, channels=channels, cells=cells, choke=CHOKE)
 
     def final_form(self, *, auxiliary: bool) -> DartsFamily:
         """Return the family of the final network, with or without the auxiliary classifier."""
@@ -261,10 +304,10 @@ class DartsFamily:
     def to_json(self) -> dict[str, Any]:
         """Return the family as plain JSON values; ``family_from_json`` is the way back."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        plain = {"image": list(self.image), "operations": list(self.operations)}
+        plain: dict[str, Any] = {"image": list(self.image), "operations": list(self.operations)}
         if self.edge_operations is not None:
             plain["edge_operations"] = [[list(edge) for edge in cell] for cell in self.edge_operations]
-        return {"name": "darts", **fields, **plain}
+        return {"name": PRIMITIVES[self.primitives], **fields, **plain}
 
     def _skeleton(self, layers: DenseLayers | None) -> dict[str, Any]:
         return {
@@ -274,6 +317,7 @@ class DartsFamily:
             "cells": self.cells,
             "stem": self.stem,
             "layers": layers,
+            "primitives": None if self.primitives == "darts" else SharpPrimitives(self.choke),
         }
 
 
@@ -319,7 +363,8 @@ def darts_family(
         image: (C, H, W).
         num_classes: Number of classes.
         restricted: A name of ``darts_space.RESTRICTED``, "s1" to "s5", for its candidates; "" for all operations.
-        settings: Any attribute of ``DartsFamily``, in place of the skeleton's.
+        settings: Any attribute of ``DartsFamily``, in place of the skeleton's; ``operations`` may be the name of a
+            published set ("darts", "sharp", "sharper").
 
     Raises:
         UserError: Unknown skeleton or setting, or a value that is not allowed.
@@ -333,6 +378,10 @@ def darts_family(
         raise UserError("family", unknown, allowed=f"skeleton, restricted, {allowed}")
     if restricted and restricted not in RESTRICTED:
         raise UserError("family.restricted", restricted, allowed=", ".join(RESTRICTED))
+    if isinstance(named := settings.get("operations"), str):
+        if named not in OPERATION_SETS:
+            raise UserError("family.operations", named, allowed=f"{', '.join(OPERATION_SETS)}, or a list of names")
+        settings["operations"] = OPERATION_SETS[named]
     given = {**SKELETONS[skeleton], **RESTRICTED.get(restricted, {}), **_as_tuples(settings)}
     return DartsFamily(image=image, num_classes=num_classes, **given)
 
@@ -350,9 +399,14 @@ def _as_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_family(name: str, *, image: tuple[int, int, int], num_classes: int, **settings: Any) -> DartsFamily:
-    """Return the family called ``name`` ("darts") for a task's images; settings as of ``darts_family``."""
-    if name != "darts":
-        raise UserError("family", name, allowed="darts", hint="See archsmith families.")
+    """Return the family called ``name`` ("darts" or "sharpdarts") for a task's images; settings as of ``darts_family``.
+
+    The default operations of "sharpdarts" are those of its set "sharp".
+    """
+    if name not in PRIMITIVES.values():
+        raise UserError("family", name, allowed=", ".join(PRIMITIVES.values()), hint="See archsmith families.")
+    if name == "sharpdarts":
+        settings = {"operations": "sharp", **settings, "primitives": "sharp"}
     return darts_family(image=image, num_classes=num_classes, **settings)
 
 

@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any, TypeAlias
 
 from archsmith.core.errors import UserError
-from archsmith.space import Architecture, Categorical, Given, Has, ProductSpace, Subset, Value
+from archsmith.space import Architecture, Categorical, Given, Has, ProductSpace, Space, Subset, Value
 
 DARTS_OPERATIONS = (
     "none",
@@ -31,6 +31,38 @@ DARTS_OPERATIONS = (
 
 EXTRA_OPERATIONS = ("noise",)
 """Candidates of restricted spaces alone."""
+
+SHARP_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "flood_conv_3x3",
+    "dil_flood_conv_3x3",
+    "choke_conv_3x3",
+    "dil_choke_conv_3x3",
+)
+"""Candidates of sharpDARTS (arXiv 1903.09900), its set PRIMITIVES: narrow and wide middles in place of 5x5 kernels."""
+
+SHARPER_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "sep_conv_7x7",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "flood_conv_3x3",
+    "flood_conv_5x5",
+    "dil_flood_conv_3x3",
+)
+"""Its larger set, SHARPER_PRIMITIVES."""
+
+OPERATION_SETS = {"darts": DARTS_OPERATIONS, "sharp": SHARP_OPERATIONS, "sharper": SHARPER_OPERATIONS}
+"""Published sets of candidates by name; sharpDARTS searched all three, with its own convolutions behind them."""
 
 CELLS = ("normal", "reduce")
 
@@ -83,6 +115,8 @@ def darts_space(
     nodes: int = NODES,
     operations: Sequence[str] = DARTS_OPERATIONS,
     edge_operations: EdgeOperations | None = None,
+    *,
+    name: str = "darts",
 ) -> ProductSpace:
     """Return the space of cell pairs.
 
@@ -94,6 +128,7 @@ def darts_space(
         nodes: Own nodes of a cell, from 1. Four give 1,037,664,180 cells.
         operations: Candidates; ``none`` is left out.
         edge_operations: Candidates of each edge, in place of ``operations``.
+        name: Of the space, for four nodes; other numbers are added to it.
 
     Raises:
         UserError: ``nodes`` is not a positive integer, or another number of edges.
@@ -102,14 +137,14 @@ def darts_space(
         raise UserError("nodes", nodes, allowed="an integer from 1")
     if edge_operations is not None:
         return _space_of_edges(nodes, edge_operations)
-    options = tuple(name for name in operations if name != "none")
+    options = tuple(operation for operation in operations if operation != "none")
     elements: dict[str, Categorical | Subset] = {}
     for cell in CELLS:
         for node in range(nodes):
             elements[f"{cell}/{node}/inputs"] = Subset(tuple(range(node + 2)), 2, 2, group="inputs")
             elements[f"{cell}/{node}/first_op"] = Categorical(options, group="operation")
             elements[f"{cell}/{node}/second_op"] = Categorical(options, group="operation")
-    return ProductSpace("darts" if nodes == NODES else f"darts-{nodes}", elements)
+    return ProductSpace(name if nodes == NODES else f"{name}-{nodes}", elements)
 
 
 def _space_of_edges(nodes: int, edge_operations: EdgeOperations) -> ProductSpace:
@@ -148,12 +183,12 @@ def genotype_of(decisions: Mapping[str, Any]) -> Genotype:
     return Genotype(**cells, normal_concat=concat, reduce_concat=concat)
 
 
-def architecture_of(genotype: Genotype, space: ProductSpace | None = None) -> Architecture:
+def architecture_of(genotype: Genotype, space: Space | None = None) -> Architecture:
     """Return the genotype as a point of its space; the order of a node's two edges is lost, it changes nothing.
 
     Args:
-        genotype: The cells.
-        space: One of ``darts_space``; that of all operations if None.
+        genotype: Two cells.
+        space: One of ``darts_space``; that of all DARTS operations with as many nodes if None.
 
     Raises:
         UserError: The cells differ in size, do not output all their own nodes, or hold an edge that no cell of the
@@ -164,7 +199,7 @@ def architecture_of(genotype: Genotype, space: ProductSpace | None = None) -> Ar
     if len(genotype.reduce) != len(genotype.normal) or {genotype.normal_concat, genotype.reduce_concat} != {every}:
         raise UserError("genotype", genotype, allowed="two cells of equally many nodes that output all of them")
     space = darts_space(nodes) if space is None else space
-    by_edge = f"{CELLS[0]}/0/op_from_0" in space.paths
+    by_edge = isinstance(space, ProductSpace) and f"{CELLS[0]}/0/op_from_0" in space.paths
     decisions: dict[str, Value] = {}
     for cell in CELLS:
         edges: tuple[Edge, ...] = getattr(genotype, cell)

@@ -19,15 +19,18 @@ from torch import Tensor, nn
 from archsmith.families.darts_space import CELLS, Genotype, architecture_of, edges_of, genotype_of
 from archsmith.layers.darts import (
     DartsNetwork,
+    DartsPrimitives,
     DenseLayers,
+    Noise,
     input_layer,
-    make_primitive,
     make_stem,
     reduction_cells,
     stem_outputs,
 )
+from archsmith.layers.partial_nets import PartialDartsNetwork
 from archsmith.space import Architecture, ProductSpace
 from archsmith.supernet.mixed import Relaxation
+from archsmith.supernet.partial import partial_form
 from archsmith.supernet.relaxed import MakeEdge, SearchSupernet, mixed_edge
 from archsmith.supernet.selection import magnitude
 
@@ -51,6 +54,7 @@ class SearchCell(nn.Module):
         after_reduction: Whether node 0's input has twice the resolution of node 1's.
         layers: Makes the convolutions.
         make_edge: Makes an edge of its candidates.
+        primitives: Makes the operations; those of DARTS if None.
     """
 
     def __init__(
@@ -64,17 +68,24 @@ class SearchCell(nn.Module):
         after_reduction: bool,
         layers: DenseLayers,
         make_edge: MakeEdge = mixed_edge,
+        primitives: DartsPrimitives | None = None,
     ) -> None:
         super().__init__()
+        made = DartsPrimitives() if primitives is None else primitives
         self.nodes = nodes
-        self.before = input_layer(before_channels, channels, after_reduction, False, layers)
-        self.previous = input_layer(previous_channels, channels, False, False, layers)
+        self.before = input_layer(before_channels, channels, after_reduction, False, layers, made)
+        self.previous = input_layer(previous_channels, channels, False, False, layers, made)
         self.edges = nn.ModuleList()
         for (source, _), names in zip(edges_of(nodes), options, strict=True):
             stride = 2 if reduction and source < 2 else 1
 
             def candidates(width: int, names: Sequence[str] = names, stride: int = stride) -> dict[str, nn.Module]:
-                return {name: make_primitive(name, width, stride, False, layers, True, True) for name in names}
+                return {
+                    name: Noise(stride, always=True)
+                    if name == "noise"
+                    else made.operation(name, width, stride, False, layers, True)
+                    for name in names
+                }
 
             self.edges.append(make_edge(candidates, channels, stride))
 
@@ -109,6 +120,7 @@ class SearchNetwork(nn.Module):
         stem: "cifar" or "imagenet".
         layers: Makes convolutions and classifier.
         make_edge: Makes an edge of its candidates.
+        primitives: Makes the operations; those of DARTS if None.
     """
 
     def __init__(
@@ -122,6 +134,7 @@ class SearchNetwork(nn.Module):
         stem: str,
         layers: DenseLayers,
         make_edge: MakeEdge = mixed_edge,
+        primitives: DartsPrimitives | None = None,
     ) -> None:
         super().__init__()
         self.layers = layers
@@ -135,7 +148,16 @@ class SearchNetwork(nn.Module):
             channels = 2 * channels if reduction else channels
             self.cells.append(
                 SearchCell(
-                    options[kind], nodes, before, previous, channels, reduction, after_reduction, layers, make_edge
+                    options[kind],
+                    nodes,
+                    before,
+                    previous,
+                    channels,
+                    reduction,
+                    after_reduction,
+                    layers,
+                    make_edge,
+                    primitives,
                 )
             )
             before, previous, after_reduction = previous, nodes * channels, reduction
@@ -191,7 +213,7 @@ class DartsSupernet(SearchSupernet):
             seed=seed,
             edge_weights=edge_weights,
         )
-        self.nodes, self.product = nodes, space
+        self.nodes = nodes
         self._arguments = dict(arguments)
 
     def path(self, architecture: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -210,8 +232,12 @@ class DartsSupernet(SearchSupernet):
             UserError: It is not of the space.
         """
         genotype = genotype_of(self.space.validate(architecture))
-        network = DartsNetwork(
-            **self._arguments, normal=genotype.normal, reduce=genotype.reduce, **_outputs(genotype), **_SEARCH_FORM
+        cells = {"normal": genotype.normal, "reduce": genotype.reduce, **_outputs(genotype)}
+        edge_form = partial_form(self.network)
+        network = (
+            DartsNetwork(**self._arguments, **cells, **_SEARCH_FORM)
+            if edge_form is None
+            else PartialDartsNetwork(**edge_form, **self._arguments, **cells, **_SEARCH_FORM)
         )
         own = self.network.state_dict()
         state = {}
@@ -223,7 +249,9 @@ class DartsSupernet(SearchSupernet):
                 edges: Sequence[tuple[str, int]] = getattr(genotype, self.network.kinds[int(first.split(".")[1])])
                 operation, source = edges[int(number)]
                 edge = edges_of(self.nodes).index((source, int(number) // 2 + 2))
-                state[name] = own[f"{first}.edges.{edge}.candidates.{operation}.{leaf}"]
+                through = "inner." if leaf.startswith("inner.") else ""
+                own_leaf = f"{through}candidates.{operation}.{leaf.removeprefix(through)}"
+                state[name] = own[f"{first}.edges.{edge}.{leaf if leaf == 'order' else own_leaf}"]
             else:
                 state[name] = own[name]
         network.load_state_dict(state)
@@ -243,7 +271,7 @@ class DartsSupernet(SearchSupernet):
 
     def derive(self, mixing: Mapping[str, Tensor] | None = None) -> Architecture:
         """Return ``genotype(mixing)`` as a point of the space."""
-        return architecture_of(self.genotype(mixing), self.product)
+        return architecture_of(self.genotype(mixing), self.space)
 
     def places(self) -> dict[str, tuple[str, int]]:
         """Return the kind of cell and the number of every edge, by the edge's name in ``network``."""

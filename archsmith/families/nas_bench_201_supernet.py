@@ -15,8 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from archsmith.families.cell_spaces import NB201_EDGES, NB201_PATHS
 from archsmith.layers.cells import NasBench201Network, make_edge_operation
+from archsmith.layers.partial_nets import PartialNasBench201Network
 from archsmith.space import Architecture, ProductSpace
 from archsmith.supernet.mixed import Relaxation
+from archsmith.supernet.partial import partial_form
 from archsmith.supernet.relaxed import MakeEdge, SearchSupernet
 from archsmith.supernet.selection import strongest
 
@@ -177,9 +179,13 @@ class NasBench201Supernet(SearchSupernet):
             edge, inside, rest = name.partition(".candidates.")
             if not inside:
                 state[name] = tensor
-            elif rest.startswith(f"{chosen[int(edge.rpartition('.')[2])]}."):
+            elif rest.startswith(f"{chosen[int(edge.removesuffix('.inner').rpartition('.')[2])]}."):
                 state[f"{edge}.{rest.partition('.')[2]}"] = tensor
         network = self._build(cell)
+        edge_form = partial_form(self.network)
+        if edge_form is not None:
+            assert isinstance(network, NasBench201Network)
+            network = PartialNasBench201Network(**edge_form, **network.constructor())
         missing, unexpected = network.load_state_dict(state, strict=False)
         assert not unexpected, unexpected
         for name, module in network.named_modules():

@@ -4,7 +4,7 @@ Nodes of a cell are numbered: 0 is the output of the cell before the previous on
 2, 3, ... are the cell's own nodes, each the sum of two edges. An *edge* is an operation and the node that it reads.
 
 Whatever has weights is made by a ``DenseLayers``, an object with literal arguments, so that another one can put other
-layers (sparse ones, say) into the same networks.
+layers (sparse ones, say) into the same networks. In the same way ``DartsPrimitives`` makes the operations of edges.
 
 Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", arXiv 1806.09055; where the paper is silent,
 the conventions of its released networks.
@@ -156,7 +156,6 @@ def make_primitive(
     affine: bool,
     layers: DenseLayers,
     pool_norm: bool = False,
-    always_noise: bool = False,
 ) -> nn.Module:
     """Return an operation of an edge; channels stay the same.
 
@@ -169,7 +168,6 @@ def make_primitive(
         affine: Whether normalisations have a scale and a shift.
         layers: Makes the convolutions.
         pool_norm: Whether a pooling is followed by a normalisation without scale and shift, as in the search network.
-        always_noise: Whether ``noise`` is noise in evaluation mode too, as in the search network.
 
     Raises:
         ValueError: Unknown name.
@@ -177,7 +175,7 @@ def make_primitive(
     if name == "none":
         return Zeros(stride)
     if name == "noise":
-        return Noise(stride, always_noise)
+        return Noise(stride)
     if name in ("max_pool_3x3", "avg_pool_3x3"):
         pool: nn.Module = nn.MaxPool2d(3, stride, 1)
         if name == "avg_pool_3x3":
@@ -203,6 +201,31 @@ def make_primitive(
     )
 
 
+class DartsPrimitives(nn.Module):
+    """Gives cells the operations of their edges: those of DARTS. It holds nothing itself.
+
+    Attributes:
+        auxiliary_norm: Whether the auxiliary classifier for large images has its second normalisation (in the published
+            runs of DARTS it has none).
+    """
+
+    auxiliary_norm = False
+
+    def operation(
+        self, name: str, channels: int, stride: int, affine: bool, layers: DenseLayers, pool_norm: bool = False
+    ) -> nn.Module:
+        """Return an operation of an edge, see ``make_primitive``."""
+        return make_primitive(name, channels, stride, affine, layers, pool_norm)
+
+    def halving(self, in_channels: int, out_channels: int, affine: bool, layers: DenseLayers) -> nn.Module:
+        """Return what halves an input of a cell, see ``FactorizedReduce``."""
+        return FactorizedReduce(in_channels, out_channels, affine, layers)
+
+    def constructor(self) -> dict[str, Any]:
+        """Return the literal arguments that rebuild this."""
+        return {}
+
+
 class DartsCell(nn.Module):
     """A finished cell: both inputs brought to C channels, nodes that sum two edges each, concatenation.
 
@@ -217,6 +240,7 @@ class DartsCell(nn.Module):
         affine: Whether normalisations have a scale and a shift.
         pool_norm: Whether poolings are followed by a normalisation.
         layers: Makes the convolutions.
+        primitives: Makes the operations; those of DARTS if None.
 
     ``drop_path`` is the probability with which, in training mode, the result of an operation is dropped, sample by
     sample; a plain identity never is.
@@ -234,15 +258,17 @@ class DartsCell(nn.Module):
         affine: bool,
         pool_norm: bool,
         layers: DenseLayers,
+        primitives: DartsPrimitives | None = None,
     ) -> None:
         super().__init__()
+        primitives = DartsPrimitives() if primitives is None else primitives
         self.sources = tuple(source for _, source in edges)
         self.concat = tuple(concat)
         self.drop_path = 0.0
-        self.before = input_layer(before_channels, channels, after_reduction, affine, layers)
-        self.previous = input_layer(previous_channels, channels, False, affine, layers)
+        self.before = input_layer(before_channels, channels, after_reduction, affine, layers, primitives)
+        self.previous = input_layer(previous_channels, channels, False, affine, layers, primitives)
         self.operations = nn.ModuleList(
-            make_primitive(name, channels, 2 if reduction and source < 2 else 1, affine, layers, pool_norm)
+            primitives.operation(name, channels, 2 if reduction and source < 2 else 1, affine, layers, pool_norm)
             for name, source in edges
         )
 
@@ -263,11 +289,16 @@ class DartsCell(nn.Module):
 
 
 def input_layer(
-    in_channels: int, channels: int, halve: bool, affine: bool, layers: DenseLayers
-) -> ReluConvBn | FactorizedReduce:
+    in_channels: int,
+    channels: int,
+    halve: bool,
+    affine: bool,
+    layers: DenseLayers,
+    primitives: DartsPrimitives | None = None,
+) -> nn.Module:
     """Return what brings an input of a cell to its width, and to half the resolution where ``halve``."""
     if halve:
-        return FactorizedReduce(in_channels, channels, affine, layers)
+        return (primitives or DartsPrimitives()).halving(in_channels, channels, affine, layers)
     return relu_conv_bn(in_channels, channels, affine, layers)
 
 
@@ -342,7 +373,8 @@ class DartsNetwork(nn.Module):
     pooling; linear classifier. Every cell reads the two layers in front of it.
 
     Args:
-        in_channels: Channels of the images (B, C, H, W). H and W are multiples of 4 ("cifar") or 32 ("imagenet").
+        in_channels: Channels of the images (B, C, H, W). H and W are multiples of 4 ("cifar") or 32 ("imagenet"); of 1
+            if the primitives halve odd sizes too.
         num_classes: Width of the output (B, num_classes).
         channels: C, channels of the nodes of the first cells.
         cells: Number of cells, at least 3.
@@ -355,6 +387,7 @@ class DartsNetwork(nn.Module):
         affine: Whether normalisations of cells have a scale and a shift; that of the stem always has.
         pool_norm: Whether poolings are followed by a normalisation without scale and shift, as in the search network.
         layers: Makes convolutions and classifier, ordinary ones by default; the auxiliary classifier is always dense.
+        primitives: Makes the operations of the edges, those of DARTS by default.
     """
 
     def __init__(
@@ -372,6 +405,7 @@ class DartsNetwork(nn.Module):
         affine: bool = True,
         pool_norm: bool = False,
         layers: DenseLayers | None = None,
+        primitives: DartsPrimitives | None = None,
     ) -> None:
         super().__init__()
         self.arguments = {
@@ -389,6 +423,7 @@ class DartsNetwork(nn.Module):
             "pool_norm": pool_norm,
         }
         self.layers = DenseLayers() if layers is None else layers
+        self.primitives = DartsPrimitives() if primitives is None else primitives
         self.stem = make_stem(stem, in_channels, channels, self.layers)
         before = previous = 3 * channels if stem == "cifar" else channels
         after_reduction = stem == "imagenet"
@@ -411,12 +446,14 @@ class DartsNetwork(nn.Module):
                     affine,
                     pool_norm,
                     self.layers,
+                    self.primitives,
                 )
             )
             before, previous, after_reduction = previous, len(concat) * channels, reduction
             if auxiliary and index == self.auxiliary_cell:
                 small = stem == "cifar"
-                self.auxiliary = AuxiliaryClassifier(previous, num_classes, 3 if small else 2, small)
+                last_norm = small or self.primitives.auxiliary_norm
+                self.auxiliary = AuxiliaryClassifier(previous, num_classes, 3 if small else 2, last_norm)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = self.layers.linear(previous, num_classes)
 
@@ -448,8 +485,12 @@ class DartsNetwork(nn.Module):
 
     def constructor(self) -> dict[str, Any]:
         """Return the literal arguments that rebuild this structure."""
-        dense = type(self.layers) is DenseLayers
-        return {**self.arguments, **({} if dense else {"layers": self.layers})}
+        made: dict[str, Any] = {}
+        if type(self.layers) is not DenseLayers:
+            made["layers"] = self.layers
+        if type(self.primitives) is not DartsPrimitives:
+            made["primitives"] = self.primitives
+        return {**self.arguments, **made}
 
 
 def make_stem(stem: str, in_channels: int, channels: int, layers: DenseLayers) -> nn.Module:

@@ -371,6 +371,7 @@ def _undecided(seen: _Seen) -> Iterator[Finding]:
         (p, 1 / len(row) if len(searching) == 1 else q)  # after one epoch there is only the uniform start to compare
         for group, rows in searching[-1].items()
         for row, before in zip(rows, searching[0][group], strict=True)
+        if isinstance(row, list)  # weights of edges are plain numbers
         for p, q in zip(row, before, strict=True)
     ]
     if max(abs(p - q) for p, q in pairs) >= _MOVED:

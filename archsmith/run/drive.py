@@ -263,7 +263,7 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
         normalisation=task.normalisation,
         class_names=task.class_names,
         examples=task.examples(min(CHECK_IMAGES, task.size(split)), split),
-        space=costs.family.space.to_json(),
+        space=costs.family.space.without_canonical_form().to_json(),
         decisions=dict(delivered.architecture),
         digest=delivered.architecture.digest,
     )

@@ -96,13 +96,15 @@ class PerturbedSelection:
 
     def _mixing(self) -> dict[str, list[list[float]]]:
         """Return the supernet's mixing weights without any sampling."""
-        mixing = self.supernet.mean_mixing()
+        with torch.no_grad():
+            mixing = self.supernet.probabilities()
         return {group: mixing[group].tolist() for group in self.supernet.options}
 
     def _score(self, asked: Mixing) -> tuple[float, float]:
         """Return accuracy and loss under mixing weights, by batch statistics, on all images."""
         supernet = self.supernet
-        mixing = supernet.mean_mixing()
+        with torch.no_grad():
+            mixing = supernet.probabilities()
         for group, rows in asked.items():
             mixing[group] = mixing[group].new_tensor(rows)
             if f"{group}_edges" in mixing:  # an edge without any operation has no weight either

@@ -248,7 +248,7 @@ class RelaxedSearcher:
         """Return what would be selected now: by the method's rule, or what the perturbations have left."""
         assert self.supernet is not None
         if self._selecting:
-            return self.supernet.derive(self.supernet.mean_mixing())
+            return self.supernet.derive()
         return self.select(self.supernet)
 
     def _learned(self, index: int) -> Task:
@@ -380,9 +380,8 @@ class RelaxedSearcher:
         supernet = self.supernet
         scores = self._score(None)
         architecture = self._selected()
-        sample = torch.Generator().manual_seed(seed_of(self.seed, "figures", self.position.epoch))
         with torch.no_grad():
-            mixing = supernet.mixing(generator=sample)
+            mixing = supernet.probabilities()
         if self._expected is None:
             self._expected = CandidateMacs.of(supernet, self.task.input_shape)
         return {

@@ -318,6 +318,16 @@ class ProductSpace(Space):
             raise UserError("side", side, allowed=f"one of {sorted(self.sides)}")
         return self.sides[side]._made(architecture.under(f"{side}/"))
 
+    def without_canonical_form(self) -> ProductSpace:
+        """Return the space of the same architectures and digests without its canonical forms, which JSON cannot hold.
+
+        Its architectures are told apart by their decisions alone: ``network_digest`` is the digest itself.
+        """
+        plain = ProductSpace(self.main.name, self.main.root.elements, constraints=self.main.root.constraints)
+        for side, other in self.sides.items():
+            plain = plain.with_side(side, other.without_canonical_form())
+        return plain
+
     def to_json(self) -> dict[str, Any]:
         """Return the space as a JSON object; ``from_json`` restores it.
 
@@ -329,7 +339,7 @@ class ProductSpace(Space):
                 "space.to_json",
                 self.name,
                 allowed="spaces without a canonical function",
-                hint="Build this space in code.",
+                hint="Build this space in code, or take its without_canonical_form().",
             )
         body = {"format_version": FORMAT_VERSION, "name": self.main.name, **element_to_json(self.main.root)}
         return body | {"sides": [[side, other.to_json()] for side, other in self.sides.items()]}

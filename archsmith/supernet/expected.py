@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,14 @@ from torch import Tensor, nn
 from archsmith.cost import count
 from archsmith.supernet.mixed import MixedOp
 from archsmith.supernet.relaxed import SearchSupernet
+
+
+@runtime_checkable
+class KnowsMacs(Protocol):
+    """A supernet that says what its candidates cost: those whose edges are more than mixed operations."""
+
+    def candidate_macs(self) -> tuple[dict[str, Tensor], float]:
+        """Return the multiply-accumulates (E, O) of all candidates by group, and of everything else."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,11 @@ class CandidateMacs(ExpectedCost):
         """Count every candidate where it stands.
 
         Args:
-            supernet: Left as it is. Its edges are ``MixedOp`` or hold one.
+            supernet: Left as it is. Its edges are ``MixedOp`` or hold one, or it says itself what its candidates cost.
             input_shape: Shape of one input, without the batch.
         """
+        if isinstance(supernet, KnowsMacs):
+            return cls(*supernet.candidate_macs())
         modules = dict(supernet.network.named_modules())
         edges = {name: _mixed_op(modules[name]) for name in supernet.places()}
         shapes: dict[str, tuple[int, ...]] = {}

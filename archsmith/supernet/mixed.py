@@ -37,8 +37,8 @@ class Relaxation(ABC):
             generator: Source of randomness, for relaxations that sample; torch's global one if None.
         """
 
-    def mean_weights(self, logits_EO: Tensor) -> Tensor:
-        """Return mixing weights without any sampling, for decisions about logits: of a sample its probabilities."""
+    def probabilities(self, logits_EO: Tensor) -> Tensor:
+        """Return how likely or strong every candidate is, without a sample; the weights where nothing is sampled."""
         return self.weights(logits_EO)
 
     def mix(self, x: Tensor, candidates: nn.ModuleDict, weights_O: Weights) -> Tensor:
@@ -89,8 +89,8 @@ class GumbelSoftmax(Relaxation):
         soft = ((logits_EO + gumbel) / self.temperature).softmax(dim=-1)
         return straight_through(soft.argmax(dim=-1), soft) if self.hard else soft
 
-    def mean_weights(self, logits_EO: Tensor) -> Tensor:
-        """Return the softmax: the probability of each candidate to be the largest."""
+    def probabilities(self, logits_EO: Tensor) -> Tensor:
+        """Return the softmax of every row: how often each candidate is the largest of a sample."""
         return logits_EO.softmax(dim=-1)
 
 
@@ -104,7 +104,7 @@ class StraightThrough(Relaxation):
         drawn = torch.multinomial(soft.detach().cpu().float(), 1, generator=generator).flatten()
         return straight_through(drawn.to(soft.device), soft)
 
-    def mean_weights(self, logits_EO: Tensor) -> Tensor:
+    def probabilities(self, logits_EO: Tensor) -> Tensor:
         """Return the softmax, from which the samples are drawn."""
         return logits_EO.softmax(dim=-1)
 

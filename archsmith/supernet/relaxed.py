@@ -111,32 +111,21 @@ class RelaxedSupernet(nn.Module):
             logits: In place of the supernet's own.
             generator: For relaxations that sample.
         """
+        return self._by_group(logits, lambda logits_EO: self.relaxation.weights(logits_EO, generator))
+
+    def probabilities(self, logits: Tensors | None = None) -> dict[str, Tensor]:
+        """Return what ``mixing`` is without sampling: for reports, selection and expected costs."""
+        return self._by_group(logits, self.relaxation.probabilities)
+
+    def _by_group(self, logits: Tensors | None, rule: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         result: dict[str, Tensor] = {}
         given: Any = self.logits if logits is None else logits
         for group in self.options:
             absent = self.get_buffer(f"absent_{group}")
             # A sigmoid of minus infinity is 0 and so is a softmax; the gradient of the padding is 0 too.
-            weights = self.relaxation.weights(given[group].masked_fill(absent, -torch.inf), generator)
-            result[group] = self._with_fixed(group, weights)
+            result[group] = self._with_fixed(group, rule(given[group].masked_fill(absent, -torch.inf)))
         for group, targets in self.edge_targets.items():
             result[f"{group}_edges"] = self._without_left_out(group, edge_normalised(given[f"{group}_edges"], targets))
-        return result
-
-    def mean_mixing(self) -> dict[str, Tensor]:
-        """Return the mixing weights of ``mixing`` as constants, without any sampling."""
-        with torch.no_grad():
-            result = {
-                group: self._with_fixed(
-                    group,
-                    self.relaxation.mean_weights(
-                        self.logits[group].masked_fill(self.get_buffer(f"absent_{group}"), -torch.inf)
-                    ),
-                )
-                for group in self.options
-            }
-            for group, targets in self.edge_targets.items():
-                weights = edge_normalised(self.logits[f"{group}_edges"], targets)
-                result[f"{group}_edges"] = self._without_left_out(group, weights)
         return result
 
     def fix_(self, group: str, edge: int, chosen: str | None) -> None:
@@ -353,7 +342,7 @@ class SearchSupernet(RelaxedSupernet, ABC):
     def strengths(self, mixing: Tensors | None = None) -> dict[str, Tensor]:
         """Return how strong every operation of every edge is, (E, O) by group, see ``derive``."""
         with torch.no_grad():
-            given = self.mean_mixing() if mixing is None else mixing
+            given = self.probabilities() if mixing is None else mixing
             return {
                 group: given[group] * given[f"{group}_edges"].unsqueeze(-1)
                 if f"{group}_edges" in given

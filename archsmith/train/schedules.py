@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from archsmith.core.errors import UserError
+
 
 def staircase(
     step: int,
@@ -130,3 +132,81 @@ class PolynomialDecay:
     def __call__(self, step: int) -> float:
         """Return the value after ``step`` steps."""
         return float(self.start / (1 + step) ** self.power)
+
+
+def cosine_power(
+    epochs: int,
+    *,
+    peak: float,
+    floor: float = 0.0,
+    power: float = 2.0,
+    warmup: int = 0,
+    start: int = 1,
+    restart: bool = False,
+) -> tuple[float, ...]:
+    """Return the rates of cosine power annealing, one for each epoch: a cosine bent towards exponential decay.
+
+    With t = e - ``warmup``, T = ``epochs`` - ``warmup`` and c(e) = (1 + cos(pi * t / T)) / 2, the shape of epoch e = 1,
+    2, ... is c for power 1, else ``power ** (c + 1)``; shapes are stretched over all epochs to run from 0 to 1, and the
+    rate is ``floor + (peak - floor) * shape``. So the last epoch has exactly ``floor``. Without a warm-up the first has
+    exactly ``peak``; with one, the first ``warmup + 1`` epochs rise linearly and epoch ``warmup + 1`` has the peak.
+
+    Args:
+        epochs: Epochs of the whole.
+        peak: Largest rate.
+        floor: Smallest rate, of the last epoch (a single epoch has the peak).
+        power: From 1, which is a cosine; the larger, the earlier the rate falls.
+        warmup: Epochs of the rise.
+        start: First epoch to return, counted from 1; later ones continue an earlier training.
+        restart: From ``start`` on, anneal anew from the peak over the epochs that are left, instead of going on where
+            the whole curve is.
+
+    Returns:
+        ``epochs - start + 1`` rates.
+
+    Raises:
+        UserError: A value that is not allowed, or a later start together with a warm-up.
+
+    Source: sharpDARTS, arXiv 1903.09900 (search: 120 epochs, 0.025 to 1e-4, power 2, warm-up 5).
+    """
+    for name, value, fits, allowed in (
+        ("epochs", epochs, epochs >= 1, "an integer from 1"),
+        ("power", power, power >= 1, "a number from 1"),
+        ("floor", floor, 0 <= floor <= peak, f"a rate from 0 to the peak, {peak}"),
+        ("warmup", warmup, 0 <= warmup < epochs, f"fewer than the {epochs} epochs"),
+        ("start", start, 1 <= start <= epochs, f"an epoch from 1 to {epochs}"),
+        ("warmup", warmup, warmup == 0 or start == 1, "0 where a training goes on: its warm-up is behind it"),
+    ):
+        if not fits:
+            raise UserError(f"cosine_power.{name}", value, allowed=allowed)
+    first = start if restart else 1
+    length = epochs - first + 1
+    cosines = [0.5 * (1 + math.cos(math.pi * (e - warmup) / (length - warmup))) for e in range(1, length + 1)]
+    # The exponent less its largest value, which changes no ratio: large powers cannot overflow.
+    shapes = cosines if power == 1 else [power ** (cosine - 1) for cosine in cosines]
+    low, high = min(shapes), max(shapes)
+    stretched = [(shape - low) / (high - low) if high > low else 1.0 for shape in shapes]
+    if warmup:
+        stretched[: warmup + 1] = [e / (warmup + 1) for e in range(1, warmup + 2)]
+    rates = tuple(floor + (peak - floor) * shape for shape in stretched)
+    return rates if restart else rates[start - 1 :]
+
+
+def cosine_power_at(done: float, *, power: float = 2.0) -> float:
+    """Return the continuous form of the shape of cosine power annealing, from 1 (nothing done) to 0 (all done).
+
+    It is ``(power ** c - 1) / (power - 1)`` with c = (1 + cos(pi * done)) / 2, and c itself for power 1.
+
+    Args:
+        done: Part of the training that is behind, from 0 to 1.
+        power: See ``cosine_power``.
+
+    Raises:
+        UserError: A power below 1.
+
+    Source: sharpDARTS, arXiv 1903.09900.
+    """
+    if not power >= 1:
+        raise UserError("cosine_power.power", power, allowed="a number from 1")
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    return cosine if power == 1 else math.expm1(cosine * math.log(power)) / (power - 1)

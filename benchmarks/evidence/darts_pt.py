@@ -61,7 +61,7 @@ class Silent:
 def chosen_by_magnitude(searcher: RelaxedSearcher, scale: float | None = None) -> list[str]:
     """Return the operation of every edge; with ``scale`` for random logits of that standard deviation."""
     assert searcher.supernet is not None
-    mixing = searcher.supernet.mean_mixing()
+    mixing = searcher.supernet.probabilities()
     if scale is not None:
         generator = torch.Generator().manual_seed(searcher.seed)
         mixing = {name: scale * torch.randn(rows.shape, generator=generator) for name, rows in mixing.items()}

@@ -10,13 +10,25 @@ from mobile_samples import small_family
 from archsmith.families import family_table
 from archsmith.families.cells import open_family
 from archsmith.families.darts import darts_family
+from archsmith.families.darts import open_family as open_darts_family
 from archsmith.families.densenet import open_family as open_dense_family
+from archsmith.families.hypercuboid import hypercuboid_family
 from archsmith.families.modules import open_family as open_module_family
 from archsmith.families.nasnet import nasnet_family
 from archsmith.families.plain import open_family as open_plain_family
 from archsmith.testing.families import FamilyContract, measured_costs
 
-ATTACHED = {"darts", "deeparchitect", "densenet", "mobile", "nas-bench-201", "nasnet", "plain"}
+ATTACHED = {
+    "darts",
+    "deeparchitect",
+    "densenet",
+    "hypercuboid",
+    "mobile",
+    "nas-bench-201",
+    "nasnet",
+    "plain",
+    "sharpdarts",
+}
 
 
 @functools.cache
@@ -59,6 +71,23 @@ class TestDartsFamily(FamilyContract):
     @pytest.fixture
     def family(self):
         return darts_family(image=(3, 8, 12), num_classes=5, channels=4, cells=3, nodes=2)
+
+
+class TestSharpDartsFamily(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        # Odd sides, and narrow choke convolutions, so that sizes differ as they do at full width.
+        cells = {"channels": 4, "cells": 3, "nodes": 2, "choke": 2}
+        return open_darts_family("sharpdarts", image=(3, 7, 10), num_classes=5, **cells)
+
+
+class TestHyperCuboidFamily(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        operations = ("max_pool_3x3", "sep_conv_3x3", "dil_flood_conv_3x3")
+        return hypercuboid_family(
+            image=(3, 7, 10), num_classes=5, widths=(4, 6, 12), stages=2, filters=8, operations=operations
+        )
 
 
 class TestModuleFamily(FamilyContract):

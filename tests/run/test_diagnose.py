@@ -275,7 +275,11 @@ def choices(*, moved: float = 0.3, free: int = 1, lost: float = 0.0) -> list[Fin
             "macs": 10,
             "valid_accuracy": 0.5,
             "within_budget": False,
-            "probabilities": {"normal": uniform, "reduce": last if epoch else uniform},
+            "probabilities": {
+                "normal": uniform,
+                "reduce": last if epoch else uniform,
+                "normal_edges": [0.9 - 0.8 * epoch, 0.1 + 0.8 * epoch],  # say nothing about operations
+            },
             "weightless": {"normal": free, "reduce": 8},
             "operations": {"normal": 8, "reduce": 8},
         }

@@ -339,3 +339,15 @@ def test_many_samples_are_as_single_ones() -> None:
     assert max(abs(mean - 0.5) for mean in means) < 5 * math.sqrt(1 / 12 / 300)  # 63 means: 5 standard errors
     matrix = space.encode_many(many, "ordinal")
     assert (matrix == [[sample[path] for path in space.paths] for sample in many]).all()
+
+
+def test_a_space_has_a_json_form_without_its_canonical_one() -> None:
+    space = ProductSpace("parity", {"n": Categorical((1, 2, 3))}, canonical=lambda a: a["n"] % 2)
+    space = space.with_side("recipe", ProductSpace("odd", {"n": Categorical((1, 3))}, canonical=lambda a: 0))
+    again = ProductSpace.from_json(space.without_canonical_form().to_json())
+    for number in range(4):
+        point = space.sample(np.random.default_rng(number))
+        same = again.validate(dict(point))
+        assert same.digest == point.digest
+        assert same.network_digest == same.digest != point.network_digest
+    assert space.canonical is not None

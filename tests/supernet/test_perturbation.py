@@ -330,7 +330,9 @@ def test_planted_operations_are_recovered_where_magnitude_is_chance():
             for _ in range(steps):
                 batch = torch.randint(1000, (100,))
                 optimizer.zero_grad()
-                functional.cross_entropy(supernet(x[batch], supernet.mean_mixing()), y[batch]).backward()
+                functional.cross_entropy(
+                    supernet(x[batch], {"cell": supernet.probabilities()["cell"].detach()}), y[batch]
+                ).backward()
                 optimizer.step()
 
         def evaluate(asked, supernet=supernet, x=x, y=y):
@@ -341,9 +343,9 @@ def test_planted_operations_are_recovered_where_magnitude_is_chance():
 
         tune(800)
         select = Perturbation(supernet.options, criterion="acc", seed=seed)
-        sizes = supernet.mean_mixing()["cell"].argmax(1).tolist()
+        sizes = supernet.probabilities()["cell"].argmax(1).tolist()
         while not select.done:
-            select.decide({"cell": supernet.mean_mixing()["cell"].tolist()}, evaluate)
+            select.decide({"cell": supernet.probabilities()["cell"].tolist()}, evaluate)
             supernet.fixed = select.fixed()
             tune(20)
         recovered += sum(select.chosen["cell"][edge] == right for edge, right in enumerate(useful))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from archsmith.core.errors import UserError
-from archsmith.supernet import MixedOp, RelaxedSupernet, Sigmoid, StraightThrough
+from archsmith.supernet import GumbelSoftmax, MixedOp, RelaxedSupernet, Sigmoid, StraightThrough
 from archsmith.supernet.relaxed import edge_normalised, entropy
 
 
@@ -130,3 +130,17 @@ def test_edge_weights_are_a_softmax_over_the_edges_of_one_node():
         RelaxedSupernet(Chain(), OPTIONS, edge_targets={"chain": (7,)})
     with pytest.raises(UserError, match="shapes"):
         net(torch.rand(4, 3), {"chain": torch.ones(2, 3)})
+
+
+def test_probabilities_are_no_sample_and_hold_decided_rows():
+    net = supernet(relaxation=GumbelSoftmax(hard=True))
+    net.fix_("chain", 1, "norm")
+    with torch.no_grad():
+        net.logits["chain"].copy_(torch.tensor([[0.5, 1.0, -1.0], [9.0, 0.0, 0.0]]))
+    found = net.probabilities()["chain"]
+    torch.testing.assert_close(found[0], net.logits["chain"][0].softmax(-1))
+    assert found[1].tolist() == [0.0, 0.0, 1.0]
+    other = {"chain": torch.zeros(2, 3)}
+    torch.testing.assert_close(net.probabilities(other)["chain"][0], torch.full((3,), 1 / 3))
+    gates = supernet(relaxation=Sigmoid())
+    assert torch.equal(gates.probabilities()["chain"], gates.mixing()["chain"])
