@@ -1,12 +1,16 @@
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from darts_runs import Stop, copied, small_family, small_task, stop_after, to_the_end
 
 from archsmith.families.cells import NasBench201Family
-from archsmith.methods import darts, load_method
+from archsmith.methods import darts, load_method, pc_darts
 from archsmith.methods.darts_pt import Searcher, Settings, preset_settings, search_plan
 from archsmith.run.perturbed_selection import SELECTION
 from archsmith.supernet.relaxed import batch_statistics
@@ -205,3 +209,63 @@ def test_before_the_end_what_is_decided_so_far_is_delivered():
     delivered = search.deliver()
     assert delivered.architecture == search.supernet.derive()
     assert delivered.network(torch.rand(2, 3, 8, 8)).shape == (2, 3)
+
+
+def test_behind_pc_darts_edges_that_are_left_out_have_no_weight_and_the_others_keep_theirs():
+    search = searcher(
+        pc_darts.Searcher, pc_darts.Settings, selection="perturbation", channel_divisor=2, warmup_epochs=0
+    )
+    figures = to_the_end_of_the_selection(search)
+    supernet = search.supernet
+    assert figures["selection"]["evaluations"] == 2 * (5 * 3 + 3)
+    with torch.no_grad():
+        mixing = supernet.mixing()
+        supernet.fixed, fixed = {}, supernet.fixed
+        free = supernet.mixing()
+    for group in ("normal", "reduce"):
+        (out,) = [edge for edge, row in fixed[group].items() if not any(row)]
+        assert float(mixing[f"{group}_edges"][out]) == 0.0 < float(free[f"{group}_edges"][out])
+        others = [edge for edge in range(5) if edge != out]
+        assert torch.equal(mixing[f"{group}_edges"][others], free[f"{group}_edges"][others])
+
+
+def to_the_end_of_the_selection(search):
+    """Advance to the last epoch of the selection, and decide what is due before it; return the last figures."""
+    while search.position.epoch < search.epochs - 2:
+        search.advance(Stop())
+    assert search.selection.decide(EVENTS, lambda: False) and search.selection.machine.done
+    return {"selection": search.selection.figures()}
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_of_its_selection_ends_in_the_same_files(tmp_path):
+    words = [sys.executable, "-m", "archsmith", "search", "--method", "darts-pt", "--family", "nas-bench-201"]
+    words += ["--task", "digits", "--quiet", "--family-set", "channels=4", "--family-set", "cells=1"]
+    for pair in ("search_epochs=2", "selection_interval=1", "epochs=2", "search_batch_size=64"):
+        words += ["--set", pair]
+    results = []
+    for name in ("whole", "killed"):
+        run = tmp_path / name
+        process = subprocess.Popen([*words, "--out", run])
+        if name == "killed":
+            deadline = time.monotonic() + 300
+            while time.monotonic() < deadline and process.poll() is None:
+                journal = run / "journal.jsonl"
+                if journal.exists() and journal.read_text().count('"phase": "selection"') >= 2:
+                    break
+                time.sleep(0.02)
+            assert process.poll() is None, "the run was over before it could be killed"
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert subprocess.run([*words[:3], "resume", run, "--quiet"], check=False).returncode == 0
+        else:
+            assert process.wait() == 0
+        results.append(json.loads((run / "result.json").read_text()))
+    whole, killed = results
+    assert whole["architecture"] == killed["architecture"] and whole["figures"] == killed["figures"]
+    ours, theirs = (sorted((tmp_path / name).rglob("*.safetensors")) for name in ("whole", "killed"))
+    finished = [path for path in ours if "checkpoints" not in path.parts]
+    assert finished
+    for path in finished:
+        assert path.read_bytes() == (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes()
+    assert theirs
