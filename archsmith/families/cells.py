@@ -145,7 +145,7 @@ class NasBench201Family:
             relaxation: From logits to mixing weights; softmax if None.
             make_edge: Makes an edge of its candidates.
             edge_weights: Whether the edges of a node are weighted against each other.
-            affine: Whether normalisations of cells and reductions have a scale and a shift.
+            affine: Whether normalisations of cells have a scale and a shift; those of the reductions always have.
             operations: Candidates of every edge.
 
         Raises:
@@ -157,10 +157,8 @@ class NasBench201Family:
             if seed is not None:
                 torch.manual_seed(seed)
             nothing = ("none",) * len(EDGE_PATHS)
-            skeleton = NasBench201Network(
-                self.image[0], self.num_classes, self.channels, self.cells, nothing, affine=affine
-            )
-            network = MixedNasBench201(skeleton, operations, make_edge)
+            skeleton = NasBench201Network(self.image[0], self.num_classes, self.channels, self.cells, nothing)
+            network = MixedNasBench201(skeleton, operations, make_edge, affine)
         first = 0 if seed is None else seed
         return NasBench201Supernet(network, self.space, operations, self.build, relaxation, first, edge_weights)
 

@@ -20,8 +20,11 @@ from archsmith.cost import count
 from archsmith.families.darts_space import (
     CELLS,
     DARTS_OPERATIONS,
+    EXTRA_OPERATIONS,
     NODES,
     OPERATION_SETS,
+    RESTRICTED,
+    EdgeOperations,
     Genotype,
     architecture_of,
     darts_space,
@@ -83,6 +86,7 @@ class DartsFamily:
             stem "cifar", 224 with the other).
         nodes: Own nodes of a cell.
         operations: Candidates of the search network's edges.
+        edge_operations: Candidates of each edge of a normal and of a reduction cell, in place of ``operations``.
         primitives: "darts", or "sharp" for the blocks of sharpDARTS behind the names of operations.
         choke: Middle width of the choke convolutions of "sharp" (published: 32, and 96 for large images). The published
             searches have 32 whatever the final network has, and so has ``search_form``.
@@ -101,6 +105,7 @@ class DartsFamily:
     auxiliary: bool = False
     nodes: int = NODES
     operations: tuple[str, ...] = DARTS_OPERATIONS
+    edge_operations: EdgeOperations | None = None
     primitives: str = "darts"
     choke: int = CHOKE
 
@@ -132,15 +137,19 @@ class DartsFamily:
                 allowed=f"images of {allowed[0] * unit} to {allowed[1] * unit} pixels: it pools to 2x2",
                 hint="Train without it.",
             )
-        known = DARTS_OPERATIONS if self.primitives == "darts" else SHARP_NAMES
-        unknown = [name for name in self.operations if name not in known]
-        if unknown or len(set(self.operations) - {"none"}) < 1:
-            raise UserError("family.operations", self.operations, allowed=", ".join(known))
+        known = (*DARTS_OPERATIONS, *EXTRA_OPERATIONS) if self.primitives == "darts" else SHARP_NAMES
+        for names in {self.operations, *(edge for cell in self.edge_operations or () for edge in cell)}:
+            if set(names) - set(known) or not set(names) - {"none"}:
+                raise UserError("family.operations", names, allowed=", ".join(known))
+        if self.edge_operations is not None:
+            if self.primitives != "darts":
+                raise UserError("family.edge_operations", "given", allowed="None with the blocks of sharpDARTS")
+            darts_space(self.nodes, edge_operations=self.edge_operations)
 
     @property
     def space(self) -> ProductSpace:
         """The space of cell pairs."""
-        return darts_space(self.nodes, self.operations, name=PRIMITIVES[self.primitives])
+        return darts_space(self.nodes, self.operations, self.edge_operations, name=PRIMITIVES[self.primitives])
 
     def largest(self) -> Architecture:
         """Return the most expensive cells: the operation with most weights on every edge.
@@ -148,11 +157,15 @@ class DartsFamily:
         That an edge halves the resolution changes the cost of skips alone, which then have weights. Where the heaviest
         kernels are left out this is a good guess, because the order of the others depends on the width.
         """
+        if self.edge_operations is not None:
+            return self._extreme(self.edge_operations, heavy=True)
         heavy = self._by_weight()[-1]
         return self._uniform(heavy, from_inputs=heavy == "skip_connect")
 
     def smallest(self) -> Architecture:
         """Return the cheapest cells: operations without weights wherever there are any, else the lightest."""
+        if self.edge_operations is not None:
+            return self._extreme(self.edge_operations, heavy=False)
         light = self._by_weight()[0]
         return self._uniform(light, from_inputs=light != "skip_connect")
 
@@ -177,6 +190,27 @@ class DartsFamily:
         edges = tuple((operation, source) for pair in sources for source in pair)
         concat = tuple(range(2, self.nodes + 2))
         return architecture_of(Genotype(edges, edges, concat, concat), self.space)
+
+    def _extreme(self, edge_operations: EdgeOperations, *, heavy: bool) -> Architecture:
+        """Return cells whose nodes keep their two heaviest or lightest edges, by the weights of the first cells."""
+        c = self.channels
+
+        def weight(name: str, cell: str, source: int) -> int:
+            if name == "skip_connect":
+                return c * c if cell == "reduce" and source < 2 else 0
+            kernel = int(name[-1]) if name.startswith(("sep", "dil")) else 0
+            return (2 if name.startswith("sep") else 1) * (kernel * kernel * c + c * c) if kernel else 0
+
+        sign = -1 if heavy else 1
+        cells = {}
+        for cell, of_cell in zip(CELLS, edge_operations, strict=True):
+            best: dict[int, list[tuple[int, int, str]]] = {}
+            for (source, target), names in zip(edges_of(self.nodes), of_cell, strict=True):
+                ranked = sorted((sign * weight(name, cell, source), name) for name in names if name != "none")
+                best.setdefault(target, []).append((ranked[0][0], source, ranked[0][1]))
+            cells[cell] = tuple((name, source) for edges in best.values() for _, source, name in sorted(edges)[:2])
+        concat = tuple(range(2, self.nodes + 2))
+        return architecture_of(Genotype(**cells, normal_concat=concat, reduce_concat=concat), self.space)
 
     def build(
         self, architecture: Mapping[str, Any], *, seed: int | None = None, layers: DenseLayers | None = None
@@ -219,7 +253,7 @@ class DartsFamily:
         Args:
             seed: Seed of weights and logits; None draws the weights from torch's global generator.
             relaxation: From logits to mixing weights; softmax if None.
-            options: Candidates of each edge by kind of cell ("normal", "reduce"); by default ``operations`` everywhere.
+            options: Candidates of each edge by kind of cell ("normal", "reduce"); by default those of the family.
             layers: Makes convolutions and classifier; ordinary ones if None.
             make_edge: Makes an edge of its candidates.
             edge_weights: Whether the edges of a node are weighted against each other.
@@ -228,7 +262,8 @@ class DartsFamily:
             UserError: ``options`` has another number of edges.
         """
         edges = len(edges_of(self.nodes))
-        chosen = dict.fromkeys(CELLS, (self.operations,) * edges) if options is None else dict(options)
+        own = self.edge_operations or ((self.operations,) * edges,) * len(CELLS)
+        chosen = dict(zip(CELLS, own, strict=True)) if options is None else dict(options)
         if set(chosen) != set(CELLS) or any(len(of_cell) != edges for of_cell in chosen.values()):
             raise UserError("options", options, allowed=f"candidates of {edges} edges for each of {', '.join(CELLS)}")
         skeleton = self._skeleton(layers)
@@ -269,8 +304,10 @@ class DartsFamily:
     def to_json(self) -> dict[str, Any]:
         """Return the family as plain JSON values; ``family_from_json`` is the way back."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        name = PRIMITIVES[self.primitives]
-        return {"name": name, **fields, "image": list(self.image), "operations": list(self.operations)}
+        plain: dict[str, Any] = {"image": list(self.image), "operations": list(self.operations)}
+        if self.edge_operations is not None:
+            plain["edge_operations"] = [[list(edge) for edge in cell] for cell in self.edge_operations]
+        return {"name": PRIMITIVES[self.primitives], **fields, **plain}
 
     def _skeleton(self, layers: DenseLayers | None) -> dict[str, Any]:
         return {
@@ -285,6 +322,7 @@ class DartsFamily:
 
 
 _BY_WEIGHT = (
+    "noise",
     "max_pool_3x3",
     "avg_pool_3x3",
     "skip_connect",
@@ -310,13 +348,13 @@ def published_counts(family: DartsFamily, genotype: Genotype) -> dict[str, int]:
 
 def family_from_json(data: Mapping[str, Any]) -> DartsFamily:
     """Return the family that ``DartsFamily.to_json`` described."""
-    fields = {key: value for key, value in data.items() if key not in ("name", "image", "operations")}
+    fields = {key: value for key, value in data.items() if key not in ("name", "image")}
     channels, height, width = data["image"]
-    return DartsFamily(image=(channels, height, width), operations=tuple(data["operations"]), **fields)
+    return DartsFamily(image=(channels, height, width), **_as_tuples(fields))
 
 
 def darts_family(
-    skeleton: str = "auto", *, image: tuple[int, int, int], num_classes: int, **settings: Any
+    skeleton: str = "auto", *, image: tuple[int, int, int], num_classes: int, restricted: str = "", **settings: Any
 ) -> DartsFamily:
     """Return the family of a skeleton for one image size.
 
@@ -324,6 +362,7 @@ def darts_family(
         skeleton: A name of ``SKELETONS``, or "auto": "tiny" below 24 pixels, "cifar" below 96, else "imagenet".
         image: (C, H, W).
         num_classes: Number of classes.
+        restricted: A name of ``darts_space.RESTRICTED``, "s1" to "s5", for its candidates; "" for all operations.
         settings: Any attribute of ``DartsFamily``, in place of the skeleton's; ``operations`` may be the name of a
             published set ("darts", "sharp", "sharper").
 
@@ -336,14 +375,27 @@ def darts_family(
         raise UserError("family.skeleton", skeleton, allowed=", ".join(["auto", *SKELETONS]))
     if unknown := sorted(set(settings) - set(DartsFamily.__dataclass_fields__)):
         allowed = ", ".join(name for name in DartsFamily.__dataclass_fields__ if name not in ("image", "num_classes"))
-        raise UserError("family", unknown, allowed=f"skeleton, {allowed}")
+        raise UserError("family", unknown, allowed=f"skeleton, restricted, {allowed}")
+    if restricted and restricted not in RESTRICTED:
+        raise UserError("family.restricted", restricted, allowed=", ".join(RESTRICTED))
     if isinstance(named := settings.get("operations"), str):
         if named not in OPERATION_SETS:
             raise UserError("family.operations", named, allowed=f"{', '.join(OPERATION_SETS)}, or a list of names")
         settings["operations"] = OPERATION_SETS[named]
-    elif named is not None:
-        settings["operations"] = tuple(named)
-    return DartsFamily(image=image, num_classes=num_classes, **{**SKELETONS[skeleton], **settings})
+    given = {**SKELETONS[skeleton], **RESTRICTED.get(restricted, {}), **_as_tuples(settings)}
+    return DartsFamily(image=image, num_classes=num_classes, **given)
+
+
+def _as_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with candidates as tuples, as they come from JSON or a command line."""
+    result = dict(settings)
+    if "operations" in result:
+        result["operations"] = tuple(result["operations"])
+    if result.get("edge_operations") is not None:
+        result["edge_operations"] = tuple(
+            tuple(tuple(edge) for edge in of_cell) for of_cell in result["edge_operations"]
+        )
+    return result
 
 
 def open_family(name: str, *, image: tuple[int, int, int], num_classes: int, **settings: Any) -> DartsFamily:

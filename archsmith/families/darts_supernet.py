@@ -21,6 +21,7 @@ from archsmith.layers.darts import (
     DartsNetwork,
     DartsPrimitives,
     DenseLayers,
+    Noise,
     input_layer,
     make_stem,
     reduction_cells,
@@ -36,7 +37,7 @@ from archsmith.supernet.selection import magnitude
 Options = tuple[tuple[str, ...], ...]
 """Candidates of each edge of a cell."""
 
-FREE = ("skip_connect", "max_pool_3x3", "avg_pool_3x3", "none")
+FREE = ("skip_connect", "max_pool_3x3", "avg_pool_3x3", "none", "noise")
 """Operations without weights; a search whose cells hold little else has collapsed."""
 
 
@@ -79,7 +80,12 @@ class SearchCell(nn.Module):
             stride = 2 if reduction and source < 2 else 1
 
             def candidates(width: int, names: Sequence[str] = names, stride: int = stride) -> dict[str, nn.Module]:
-                return {name: made.operation(name, width, stride, False, layers, True) for name in names}
+                return {
+                    name: Noise(stride, always=True)
+                    if name == "noise"
+                    else made.operation(name, width, stride, False, layers, True)
+                    for name in names
+                }
 
             self.edges.append(make_edge(candidates, channels, stride))
 

@@ -69,16 +69,17 @@ class MixedNasBench201(nn.Module):
         skeleton: The skeleton; its cells are replaced.
         options: Candidates of every edge.
         make_edge: Makes an edge of its candidates.
+        affine: Whether normalisations of cells have a scale and a shift.
     """
 
-    def __init__(self, skeleton: NasBench201Network, options: Sequence[str], make_edge: MakeEdge) -> None:
+    def __init__(self, skeleton: NasBench201Network, options: Sequence[str], make_edge: MakeEdge, affine: bool) -> None:
         super().__init__()
         self.skeleton = skeleton
         for stage, cells in enumerate(skeleton.stages):
             assert isinstance(cells, nn.ModuleList)
             width = skeleton.stem.out_channels * 2**stage
             for index in range(len(cells)):
-                cells[index] = MixedCell(options, width, skeleton.affine, make_edge)
+                cells[index] = MixedCell(options, width, affine, make_edge)
 
     def forward(self, x: Tensor, mixing: Mapping[str, Tensor]) -> Tensor:
         """Return logits (B, num_classes) for images (B, C, H, W)."""

@@ -63,6 +63,28 @@ class Zeros(nn.Module):
         return (x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]) * 0.0
 
 
+class Noise(nn.Module):
+    """The operation ``noise``: standard normal noise of the input's shape, whatever the input is.
+
+    It is useless on purpose: a search that chooses it has been misled (space S4 of Robust DARTS, arXiv 1909.09656).
+    Drawn from torch's global generator.
+
+    Args:
+        stride: 1 or 2; with 2 the noise has the shape of every second pixel.
+        always: Whether evaluation mode has noise too, as in a search network. A finished network has its mean there,
+            zero, so that it is a function.
+    """
+
+    def __init__(self, stride: int, always: bool = False) -> None:
+        super().__init__()
+        self.stride, self.always = stride, always
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to noise (B, C, H / stride, W / stride)."""
+        x = x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]
+        return torch.randn_like(x) if self.training or self.always else x * 0.0
+
+
 class ReluConvBn(nn.Module):
     """ReLU, convolutions one after the other, batch normalisation.
 
@@ -128,14 +150,19 @@ def separable(
 
 
 def make_primitive(
-    name: str, channels: int, stride: int, affine: bool, layers: DenseLayers, pool_norm: bool = False
+    name: str,
+    channels: int,
+    stride: int,
+    affine: bool,
+    layers: DenseLayers,
+    pool_norm: bool = False,
 ) -> nn.Module:
     """Return an operation of an edge; channels stay the same.
 
     Args:
         name: ``none``, ``max_pool_3x3``, ``avg_pool_3x3`` (the border is not counted in the average), ``skip_connect``
             (a factorised reduction at stride 2), ``sep_conv_3x3``, ``_5x5``, ``_7x7`` (a separable convolution applied
-            twice), ``dil_conv_3x3``, ``_5x5`` (a dilated separable one, once) or ``conv_7x1_1x7``.
+            twice), ``dil_conv_3x3``, ``_5x5`` (a dilated separable one, once), ``conv_7x1_1x7`` or ``noise``.
         channels: Channels in and out.
         stride: 1 or 2.
         affine: Whether normalisations have a scale and a shift.
@@ -147,6 +174,8 @@ def make_primitive(
     """
     if name == "none":
         return Zeros(stride)
+    if name == "noise":
+        return Noise(stride)
     if name in ("max_pool_3x3", "avg_pool_3x3"):
         pool: nn.Module = nn.MaxPool2d(3, stride, 1)
         if name == "avg_pool_3x3":
@@ -167,7 +196,9 @@ def make_primitive(
         wide = layers.convolution(channels, channels, (1, 7), (1, stride), (0, 3))
         tall = layers.convolution(channels, channels, (7, 1), (stride, 1), (3, 0))
         return ReluConvBn((wide, tall), channels, affine)
-    raise ValueError(f"operation: got {name!r}; allowed: the primitives of DARTS, 'sep_conv_7x7' and 'conv_7x1_1x7'.")
+    raise ValueError(
+        f"operation: got {name!r}; allowed: the primitives of DARTS, 'sep_conv_7x7', 'conv_7x1_1x7', 'noise'."
+    )
 
 
 class DartsPrimitives(nn.Module):

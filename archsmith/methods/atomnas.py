@@ -40,6 +40,7 @@ from archsmith.train.compute import Compute
 from archsmith.train.depthwise import use_fast_depthwise_
 from archsmith.train.layout import use_memory_format_
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
+from archsmith.train.noise import GAMMA, noise_or_none
 from archsmith.train.optim import RMSprop, decay_groups
 from archsmith.train.schedules import annealed, penalty_ramp, staircase
 from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
@@ -83,6 +84,8 @@ class Settings(BaseModel):
     ema_reference_batch: int = Field(4096, ge=1)
     recalibration_batches: int = Field(16, ge=1)
     recalibration_batch_size: int = Field(256, ge=2)
+    gradient_noise: float = Field(0.0, ge=0, allow_inf_nan=False, description="variance at step 0, see train.noise")
+    gradient_noise_decay: float = Field(GAMMA, ge=0, allow_inf_nan=False)
     budget_by: float = Field(0.5, gt=0, le=1, description="fraction of the epochs after which the budget holds")
 
     @model_validator(mode="after")
@@ -298,6 +301,7 @@ class Searcher:
             after_step=after_step,
             on_step=on_step,
             should_stop=monitor.should_stop,
+            noise=noise_or_none(self.settings.gradient_noise, self.settings.gradient_noise_decay, self.seed),
         )
         complete = train_epoch(
             self.network,

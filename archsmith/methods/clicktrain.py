@@ -50,6 +50,7 @@ from archsmith.tasks.base import Task
 from archsmith.train.agree import from_first_rank
 from archsmith.train.compute import Compute
 from archsmith.train.mask_lasso import ComplementLasso
+from archsmith.train.noise import GAMMA, noise_or_none
 from archsmith.train.phases import Phase, PhaseSchedule
 from archsmith.train.pruned_training import PruningTraining
 
@@ -138,6 +139,8 @@ class Recipe(BaseModel):
         drops: Epochs with which the rate falls to a tenth.
         momentum: Of SGD.
         weight_decay: L2 on all parameters.
+        gradient_noise: Variance at step 0 of noise on the gradients, see ``archsmith.train.noise``; 0 for none.
+        gradient_noise_decay: Exponent with which it decays.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -148,6 +151,8 @@ class Recipe(BaseModel):
     drops: tuple[int, ...] = (55, 131)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
+    gradient_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    gradient_noise_decay: float = Field(default=GAMMA, ge=0, allow_inf_nan=False)
 
 
 class ClickTrain:
@@ -461,6 +466,7 @@ class PrunedTraining(PruningTraining[ClickTrain]):
             ),
             identity={"settings": settings.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")},
             label_smoothing=settings.label_smoothing,
+            noise=noise_or_none(recipe.gradient_noise, recipe.gradient_noise_decay, seed),
             seed=seed,
             compute=compute,
         )

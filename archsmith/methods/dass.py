@@ -32,11 +32,12 @@ from archsmith.layers.sparse import SparseLayers, dense_state, kept_counts, rese
 from archsmith.run.costs import CostModel
 from archsmith.run.drive import Delivered
 from archsmith.run.relaxed_search import RelaxedSearcher, phase_hooks
-from archsmith.run.relaxed_settings import Phase, Plan
+from archsmith.run.relaxed_settings import Phase, Plan, noise_plan
 from archsmith.space import Architecture
 from archsmith.supernet.relaxed import SearchSupernet, batch_statistics
 from archsmith.tasks.base import Task
 from archsmith.train.loop import Position, next_epoch, train_epoch
+from archsmith.train.noise import GAMMA
 from archsmith.train.schedules import cosine_by_epoch
 from archsmith.train.sparse import hold_dropped_, learn_scores_, learn_weights_
 
@@ -86,6 +87,9 @@ class Settings(BaseModel):
         weight_decay: L2 in them.
         clip_norm: Largest norm of a gradient, everywhere.
         freeze_norms: Whether scales and shifts of normalisations are frozen in prune phases too.
+        gradient_noise: Variance at step 0 of annealed Gaussian noise on the gradients; 0 for none.
+        gradient_noise_decay: Exponent with which it decays with the steps.
+        gradient_noise_on: Gradients of "weights" (and scores), of "logits", or of "both".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,6 +120,9 @@ class Settings(BaseModel):
     weight_decay: float = Field(4e-4, ge=0)
     clip_norm: float = Field(5.0, ge=0)
     freeze_norms: bool = False
+    gradient_noise: float = Field(0.0, ge=0, allow_inf_nan=False)
+    gradient_noise_decay: float = Field(GAMMA, ge=0, allow_inf_nan=False)
+    gradient_noise_on: Literal["weights", "logits", "both"] = "weights"
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -193,6 +200,7 @@ def plan_of(s: Settings) -> Plan:
         order=s.order,
         logit_lr=s.logit_lr,
         logit_decay=s.logit_decay,
+        noise=noise_plan(s.gradient_noise, s.gradient_noise_decay, s.gradient_noise_on),
     )
 
 

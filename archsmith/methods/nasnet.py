@@ -32,6 +32,7 @@ from archsmith.strategies import PPO, RandomSearch, ReinforceController, Strateg
 from archsmith.tasks.base import Task
 from archsmith.train.auxiliary import WithAuxiliary
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
+from archsmith.train.noise import GAMMA, noise_or_none
 from archsmith.train.optim import decay_groups
 from archsmith.train.schedules import annealed
 
@@ -92,6 +93,8 @@ class Recipe(BaseModel):
         weight_decay: L2 on convolutions and the classifier.
         clip_norm: Largest norm of the gradient, 0 for none.
         auxiliary_weight: Weight of the auxiliary head's loss, 0 for no head.
+        gradient_noise: Variance at step 0 of noise on the gradients, see ``archsmith.train.noise``; 0 for none.
+        gradient_noise_decay: Exponent with which it decays.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -105,6 +108,8 @@ class Recipe(BaseModel):
     weight_decay: float = Field(default=5e-4, ge=0)
     clip_norm: float = Field(default=5.0, ge=0)
     auxiliary_weight: float = Field(default=0.0, ge=0)
+    gradient_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    gradient_noise_decay: float = Field(default=GAMMA, ge=0, allow_inf_nan=False)
 
 
 RECIPES = {
@@ -204,6 +209,7 @@ def train(network: NasnetNetwork, task: Task, recipe: Recipe, *, seed: int = 0) 
         rate=lambda step: annealed(step, peak=recipe.lr, total=total, shape="cosine"),
         after_backward=clip,
         on_step=lambda position, loss: network.set_progress(position.total / total),
+        noise=noise_or_none(recipe.gradient_noise, recipe.gradient_noise_decay, seed),
     )
     network.set_progress(0.0)
     position, means = Position(), {"loss": float("nan")}

@@ -20,6 +20,7 @@ from archsmith.core.rng import seed_of
 from archsmith.families import relaxable_families
 from archsmith.run.costs import CostModel
 from archsmith.run.drive import Delivered, Monitor
+from archsmith.run.perturbed_selection import PerturbedSelection
 from archsmith.run.relaxed_settings import Phase, Plan
 from archsmith.space import Architecture
 from archsmith.supernet.expected import CandidateMacs
@@ -31,7 +32,9 @@ from archsmith.train.average import recalibrate
 from archsmith.train.bilevel import Bilevel, BilevelStep, Updater, bilevel_epoch, halves
 from archsmith.train.layout import use_memory_format_
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
+from archsmith.train.noise import AnnealedNoise
 from archsmith.train.schedules import cosine_by_epoch
+from archsmith.train.smoothed import Smoothed
 from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
 
 RECALIBRATION_BATCHES = 8
@@ -112,12 +115,20 @@ class RelaxedSearcher:
         self.family: Any = family.final_form(auxiliary=any(phase.auxiliary_weight > 0 for phase in plan.final))
         self.small: Any = family.search_form(plan.channels, plan.cells)
         self.task, self.plan, self.costs, self.seed = task, plan, costs, seed
-        self.phases = tuple(phase for phase in (*plan.search, *plan.final) if phase.epochs > 0)
-        self._searching = sum(phase.epochs > 0 for phase in plan.search)
+        self.halves = self.parts(task, seed_of(seed, "halves"))
+        self.supernet: SearchSupernet | None = self.small.relaxed(
+            seed=seed_of(seed, "weights"), **self.supernet_options()
+        )
+        self.selection: PerturbedSelection | None = None
+        search = plan.search
+        if plan.perturbation is not None:
+            self.selection = PerturbedSelection(self.supernet, plan.perturbation, self.halves[1], seed=seed)
+            search = (*search, self.selection.phase)
+        self.phases = tuple(phase for phase in (*search, *plan.final) if phase.epochs > 0)
+        self._searching = sum(phase.epochs > 0 for phase in search)
         if not self._searching or self._searching == len(self.phases):
             raise UserError("epochs", [p.epochs for p in (*plan.search, *plan.final)], allowed="some before and after")
         self._lengths = [phase.epochs for phase in self.phases]
-        self.halves = self.parts(task, seed_of(seed, "halves"))
         self._steps = [  # asked here, so that a batch too large for its images is refused at once
             self._learned(index).steps_per_epoch(phase.batch_size) for index, phase in enumerate(self.phases)
         ]
@@ -126,12 +137,13 @@ class RelaxedSearcher:
         self.chosen: Architecture | None = None
         self.figures: dict[str, float] = {}
         self.network: nn.Module | None = None
-        self.supernet: SearchSupernet | None = self.small.relaxed(
-            seed=seed_of(seed, "weights"), **self.supernet_options()
-        )
         use_memory_format_(self.supernet.network, self.format)
         self.logit_optimizer = self.logit_optimizer_for(list(self.supernet.logits.parameters()))
         self.updater = self.make_updater()
+        if plan.smoothing is not None and not isinstance(self.updater, Smoothed):
+            raise UserError(
+                "smoothing", plan.smoothing.kind, allowed="'none' for this method, whose step is not that of DARTS"
+            )
         self._expected: CandidateMacs | None = None
         self._enter(0, fresh=True)
 
@@ -163,7 +175,11 @@ class RelaxedSearcher:
 
     def make_updater(self) -> Updater:
         """Return what a step of the search does."""
-        return Bilevel(self.plan.order)
+        smoothing = self.plan.smoothing
+        if smoothing is None:
+            return Bilevel(self.plan.order)
+        epochs = sum(phase.epochs for phase in self.plan.search)
+        return Smoothed(self.plan.order, kind=smoothing.kind, epochs=epochs, start=smoothing.start, end=smoothing.end)
 
     def begin_(self, network: nn.Module, phase: Phase, *, fresh: bool) -> None:
         """Freeze and set what a phase needs; here nothing, everything learns.
@@ -244,6 +260,18 @@ class RelaxedSearcher:
         """Whether all phases are done."""
         return self.position.epoch >= self.epochs
 
+    @property
+    def _selecting(self) -> bool:
+        """Whether the present phase is that of the selection by perturbation."""
+        return self.selection is not None and self.index == self._searching - 1
+
+    def _selected(self) -> Architecture:
+        """Return what would be selected now: by the method's rule, or what the perturbations have left."""
+        assert self.supernet is not None
+        if self._selecting:
+            return self.supernet.derive()
+        return self.select(self.supernet)
+
     def _learned(self, index: int) -> Task:
         """Return what the weights learn from in a phase."""
         return self.halves[0] if index < self._searching else self.task
@@ -272,11 +300,18 @@ class RelaxedSearcher:
         own = self.position.epoch - self._starts[self.index]
         rate = self.rate(phase, own)
         self.begin_epoch_(phase, own)
+        if self._selecting and self.selection is not None and not self.selection.decide(own, monitor.should_stop):
+            return None
 
         def on_step(position: Position, loss: float) -> None:
             monitor.step(position.total, loss=loss, accuracy=position.means().get("accuracy", 0.0))
 
-        hooks = replace(phase_hooks(self.optimizer, phase, rate), on_step=on_step, should_stop=monitor.should_stop)
+        hooks = replace(
+            phase_hooks(self.optimizer, phase, rate),
+            on_step=on_step,
+            should_stop=monitor.should_stop,
+            noise=self._noise("final"),
+        )
         searching = self.supernet is not None
         complete = self._search_epoch(phase, own, rate, hooks) if searching else self._final_epoch(phase, own, hooks)
         if not complete:
@@ -300,6 +335,7 @@ class RelaxedSearcher:
 
     def _search_epoch(self, phase: Phase, epoch: int, rate: float, hooks: LoopHooks) -> bool:
         assert self.supernet is not None
+        learns = phase.logits and epoch >= phase.logits_from and self.supernet.undecided
         step = BilevelStep(
             weight_task=self.halves[0],
             logit_task=self.halves[1],
@@ -311,14 +347,35 @@ class RelaxedSearcher:
         return bilevel_epoch(
             self.supernet,
             self.optimizer,
-            self.logit_optimizer if phase.logits and epoch >= phase.logits_from else None,
+            self.logit_optimizer if learns else None,
             step,
             self.position,
             rate=rate,
             updater=self.updater,
+            before_step=self._before_step,
             on_step=hooks.on_step,
             should_stop=hooks.should_stop,
         )
+
+    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add the noise of a step of the search."""
+        noise = self._noise("logits" if optimizer is self.logit_optimizer else "weights")
+        if noise is not None:
+            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            noise.add_(parameters, self.position.total)
+
+    def _noise(self, stream: str) -> AnnealedNoise | None:
+        """Return the noise on gradients of "weights" and "logits" in the search, or of the "final" training's."""
+        plan = self.plan.noise
+        if plan is None or not (plan.logits if stream == "logits" else plan.weights):
+            return None
+        # The final network is a new training with new weights, so its noise is as strong at first as the search's was.
+        searched = sum(
+            phase.epochs * steps
+            for phase, steps in zip(self.phases[: self._searching], self._steps[: self._searching], strict=True)
+        )
+        first = searched if stream == "final" else 0
+        return AnnealedNoise(seed=self.seed, eta=plan.eta, gamma=plan.gamma, stream=stream, first=first)
 
     def _final_epoch(self, phase: Phase, epoch: int, hooks: LoopHooks) -> bool:
         assert self.network is not None
@@ -345,7 +402,7 @@ class RelaxedSearcher:
         assert self.supernet is not None
         supernet = self.supernet
         scores = self._score(None)
-        architecture = self.select(supernet)
+        architecture = self._selected()
         with torch.no_grad():
             mixing = supernet.probabilities()
         if self._expected is None:
@@ -365,6 +422,7 @@ class RelaxedSearcher:
                 for group, targets in supernet.targets.items()
             },
             "weightless": supernet.weightless(architecture),
+            **({"selection": self.selection.figures()} if self.selection is not None and self._selecting else {}),
         }
 
     def _final_figures(self) -> dict[str, Any]:
@@ -388,7 +446,8 @@ class RelaxedSearcher:
         generator = torch.Generator().manual_seed(seed_of(self.seed, "score", self.position.epoch))
         path = None if architecture is None else supernet.path(architecture)
         supernet.eval()  # no dropout; normalisations use their batches all the same
-        with batch_statistics(supernet):
+        with batch_statistics(supernet), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.seed, "scored-operations"))  # for operations that draw
             return self.halves[0].evaluate(
                 lambda inputs: supernet(inputs, supernet.mixing(generator=generator) if path is None else path),
                 "valid",
@@ -401,7 +460,7 @@ class RelaxedSearcher:
     def _derive(self) -> None:
         """Select, note what the selection costs the supernet, and build the network that is trained from scratch."""
         assert self.supernet is not None
-        self.chosen = self.select(self.supernet)
+        self.chosen = self._selected()
         relaxed, alone = self._score(None), self._score(self.chosen)
         self.figures = {
             "supernet_accuracy": float(relaxed["accuracy"]),
@@ -426,7 +485,7 @@ class RelaxedSearcher:
             network = self.finished(self.network).eval()
             return Delivered(network, self.family.architecture_of(network), self.figures)
         assert self.supernet is not None
-        architecture = self.select(self.supernet)
+        architecture = self._selected()
         network = self.finished_path(self.supernet, architecture)
         recalibrate(network, self._training_inputs())
         return Delivered(network, architecture, self.figures)
@@ -461,6 +520,7 @@ class RelaxedSearcher:
             "figures": self.figures,
             "updater": values,
             "fixed": fixed,
+            **({} if self.selection is None else {"selection": self.selection.state()}),
         }
 
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -485,6 +545,8 @@ class RelaxedSearcher:
             for name, tensor in model.state_dict().items():
                 tensor.copy_(tensors[prefix + name])
         self._enter(state["phase"], fresh=False)
+        if self.selection is not None:
+            self.selection.load(state["selection"])
         if self.supernet is not None:
             load_optimizer_tensors(self.logit_optimizer, model, _under(tensors, "optimizer.logits."))
             load_optimizer_tensors(self.optimizer, model, _under(tensors, "optimizer.network."))

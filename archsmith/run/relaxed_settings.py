@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from archsmith.families.darts import AUXILIARY_WEIGHT
+from archsmith.train.noise import GAMMA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,65 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PerturbationPlan:
+    """Selection by perturbation behind the search, see ``archsmith.supernet.perturbation``.
+
+    Attributes:
+        interval: Epochs of fine-tuning behind a decision.
+        criterion: "acc" or "loss", for operations.
+        edge_criterion: The same for edges.
+        batch_size: Of the fine-tuning.
+        lr: Of the fine-tuning, in all of its epochs.
+        momentum: Likewise.
+        weight_decay: Likewise.
+        clip_norm: Likewise.
+        logits: Whether the logits of undecided edges go on learning.
+    """
+
+    interval: int
+    criterion: Literal["acc", "loss"]
+    edge_criterion: Literal["acc", "loss"]
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    clip_norm: float
+    logits: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothingPlan:
+    """Perturbed mixing weights while the weights learn, see ``archsmith.train.smoothed``.
+
+    Attributes:
+        kind: "random" or "adversarial".
+        start: Epsilon in the first epoch of the search.
+        end: Epsilon at its end.
+    """
+
+    kind: Literal["random", "adversarial"]
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisePlan:
+    """Gradient noise, see ``archsmith.train.noise``.
+
+    Attributes:
+        eta: Variance at step 0.
+        gamma: Exponent with which it decays.
+        weights: Whether gradients of weights get it, in the search and again, from step 0, in the final training.
+        logits: Whether gradients of logits get it.
+    """
+
+    eta: float
+    gamma: float
+    weights: bool = True
+    logits: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A whole search.
 
@@ -64,6 +124,9 @@ class Plan:
         logit_lr: Learning rate of the logits (Adam).
         logit_betas: Its decay rates.
         logit_decay: L2 on the logits.
+        perturbation: How the selection is made by perturbation; None for the method's own rule.
+        noise: Gradient noise; None for none.
+        smoothing: Perturbed mixing weights in the search; None for none.
     """
 
     search: tuple[Phase, ...]
@@ -74,6 +137,9 @@ class Plan:
     logit_lr: float = 3e-4
     logit_betas: tuple[float, float] = (0.5, 0.999)
     logit_decay: float = 1e-3
+    perturbation: PerturbationPlan | None = None
+    noise: NoisePlan | None = None
+    smoothing: SmoothingPlan | None = None
 
 
 class RelaxedSettings(BaseModel):
@@ -99,6 +165,19 @@ class RelaxedSettings(BaseModel):
         clip_norm: Largest norm of the gradient of the weights.
         drop_path: Probability of dropped paths at the end of the final training, for networks that can drop them.
         auxiliary_weight: Weight of the auxiliary classifier, for networks that have one; 0 for none.
+        selection: "magnitude", or whatever else the method's own rule is; or "perturbation": behind the search, edges
+            are decided one by one by what the supernet loses without an operation, with fine-tuning in between.
+        selection_interval: With "perturbation": epochs of fine-tuning behind a decision.
+        selection_criterion: With "perturbation": "acc", or "loss", on all images that the logits learn from.
+        selection_edge_criterion: The same for the choice of edges; None for the same as above.
+        selection_lr: Learning rate of the fine-tuning; None for a tenth of ``search_lr``.
+        smoothing: "none"; or under which perturbation of the mixing weights the weights learn in the search: "random"
+            (SDARTS-RS) or "adversarial" (SDARTS-ADV).
+        smoothing_start: Radius of the perturbation in the first epoch of the search.
+        smoothing_end: Radius that it rises to.
+        gradient_noise: Variance at step 0 of annealed Gaussian noise on the gradients; 0 for none.
+        gradient_noise_decay: Exponent with which it decays with the steps.
+        gradient_noise_on: Gradients of "weights", of "logits", or of "both".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,6 +200,17 @@ class RelaxedSettings(BaseModel):
     clip_norm: float = Field(5.0, ge=0)
     drop_path: float = Field(0.2, ge=0, lt=1)
     auxiliary_weight: float = Field(AUXILIARY_WEIGHT, ge=0)
+    selection: Literal["magnitude", "perturbation"] = "magnitude"
+    selection_interval: int = Field(5, ge=1)
+    selection_criterion: Literal["acc", "loss"] = "acc"
+    selection_edge_criterion: Literal["acc", "loss"] | None = None
+    selection_lr: float | None = Field(None, gt=0)
+    smoothing: Literal["none", "random", "adversarial"] = "none"
+    smoothing_start: float = Field(0.03, ge=0, le=1)
+    smoothing_end: float = Field(0.3, ge=0, le=1)
+    gradient_noise: float = Field(0.0, ge=0, allow_inf_nan=False)
+    gradient_noise_decay: float = Field(GAMMA, ge=0, allow_inf_nan=False)
+    gradient_noise_on: Literal["weights", "logits", "both"] = "weights"
 
 
 TINY: dict[str, Any] = {
@@ -185,4 +275,36 @@ def plan_of(s: RelaxedSettings) -> Plan:
         order=s.order,
         logit_lr=s.logit_lr,
         logit_decay=s.logit_decay,
+        perturbation=perturbation_of(s),
+        noise=noise_plan(s.gradient_noise, s.gradient_noise_decay, s.gradient_noise_on),
+        smoothing=None
+        if s.smoothing == "none"
+        else SmoothingPlan(kind=s.smoothing, start=s.smoothing_start, end=s.smoothing_end),
     )
+
+
+def perturbation_of(s: RelaxedSettings, *, logits: bool = True) -> PerturbationPlan | None:
+    """Return the selection by perturbation that settings ask for, None where they do not.
+
+    Args:
+        s: The settings.
+        logits: Whether the logits of undecided edges go on learning.
+    """
+    if s.selection != "perturbation":
+        return None
+    return PerturbationPlan(
+        interval=s.selection_interval,
+        criterion=s.selection_criterion,
+        edge_criterion=s.selection_edge_criterion or s.selection_criterion,
+        batch_size=s.search_batch_size,
+        lr=s.search_lr / 10 if s.selection_lr is None else s.selection_lr,
+        momentum=s.momentum,
+        weight_decay=s.weight_decay,
+        clip_norm=s.clip_norm,
+        logits=logits,
+    )
+
+
+def noise_plan(eta: float, gamma: float, on: Literal["weights", "logits", "both"]) -> NoisePlan | None:
+    """Return the gradient noise that settings ask for, None where its variance is 0."""
+    return NoisePlan(eta=eta, gamma=gamma, weights=on != "logits", logits=on != "weights") if eta else None

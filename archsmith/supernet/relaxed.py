@@ -125,7 +125,7 @@ class RelaxedSupernet(nn.Module):
             # A sigmoid of minus infinity is 0 and so is a softmax; the gradient of the padding is 0 too.
             result[group] = self._with_fixed(group, rule(given[group].masked_fill(absent, -torch.inf)))
         for group, targets in self.edge_targets.items():
-            result[f"{group}_edges"] = edge_normalised(given[f"{group}_edges"], targets)
+            result[f"{group}_edges"] = self._without_left_out(group, edge_normalised(given[f"{group}_edges"], targets))
         return result
 
     def fix_(self, group: str, edge: int, chosen: str | None) -> None:
@@ -141,6 +141,12 @@ class RelaxedSupernet(nn.Module):
         row = tuple(float(chosen is not None and column == options.index(chosen)) for column in range(width))
         self.fixed.setdefault(group, {})[edge] = row
 
+    @property
+    def undecided(self) -> bool:
+        """Whether any logits still have an influence: an edge that is not fixed, or weights of edges."""
+        open_edges = any(len(self.fixed.get(group, {})) < len(edges) for group, edges in self.options.items())
+        return open_edges or bool(self.edge_targets)
+
     def _with_fixed(self, group: str, weights_EO: Tensor) -> Tensor:
         """Return mixing weights with the decided rows in their place."""
         if not self.fixed.get(group):
@@ -149,6 +155,11 @@ class RelaxedSupernet(nn.Module):
         for edge, row in self.fixed[group].items():
             rows[edge] = weights_EO.new_tensor(row)
         return torch.stack(rows)
+
+    def _without_left_out(self, group: str, weights_E: Tensor) -> Tensor:
+        """Return edge weights, zero where an edge is left out; the others stay as they are."""
+        out = [edge for edge, row in self.fixed.get(group, {}).items() if not any(row)]
+        return weights_E.index_fill(0, torch.tensor(out, device=weights_E.device), 0.0) if out else weights_E
 
     def forward(self, x: Tensor, mixing: Tensors | None = None) -> Tensor:
         """Return the network's output.

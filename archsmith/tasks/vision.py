@@ -232,6 +232,12 @@ class ImageClassification(Task):
         other._indices = {**self._indices, **changed}
         return other
 
+    def scored_on_training(self) -> ImageClassification:
+        """Return the task with its training images as "valid" too: all of them, in order, without augmentation."""
+        other = copy.copy(self)
+        other._indices = {**self._indices, "valid": self._of("train")}
+        return other
+
     def _of(self, split: str) -> Tensor:
         if split not in self._indices:
             raise UserError("split", split, allowed=", ".join(self._indices))

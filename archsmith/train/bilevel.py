@@ -85,13 +85,15 @@ def loss_of(
     def loss(weights: Tensors, logits: Tensors) -> Tensor:
         augment = torch.Generator().manual_seed(seed_of(step.seed, "augment", *names))
         sample = torch.Generator().manual_seed(seed_of(step.seed, "relaxation", *names))
-        value, found = task.loss(
-            lambda inputs: supernet.functional(
-                inputs.contiguous(memory_format=step.memory_format), weights, logits, generator=sample
-            ),
-            batch,
-            augment,
-        )
+        with torch.random.fork_rng(devices=[]):  # operations that draw (noise, dropout) draw the same in every call
+            torch.manual_seed(seed_of(step.seed, "operations", *names))
+            value, found = task.loss(
+                lambda inputs: supernet.functional(
+                    inputs.contiguous(memory_format=step.memory_format), weights, logits, generator=sample
+                ),
+                batch,
+                augment,
+            )
         metrics.update(found)
         return value
 
@@ -146,7 +148,8 @@ class StepContext:
         batch: The batch that the weights learn from.
         where: Epoch and step, from 0: they name everything random in the step.
         total: Steps done before, in all.
-        before_step: Called with the optimiser about to step, after clipping (gradient noise).
+        before_step: Called with the optimiser about to step, that of the weights or that of the logits, after clipping
+            (gradient noise).
     """
 
     supernet: RelaxedSupernet
@@ -179,6 +182,7 @@ class StepContext:
                 raise Diverged(float("nan"), *self.where)
         for name, logits in self.supernet.logits.items():
             logits.grad = gradients[name]
+        self.before_step(self.logit_optimizer)
         self.logit_optimizer.step()
         self.logit_optimizer.zero_grad(set_to_none=True)
 
@@ -276,7 +280,7 @@ def bilevel_epoch(
         position: Updated after every step.
         rate: Learning rate of ``optimizer`` in this epoch.
         updater: What a step does; ``Bilevel("first")`` if None.
-        before_step: Called before every step of ``optimizer``, after clipping.
+        before_step: Called with the optimiser before every step of either, after clipping.
         on_step: Called after every step with the position and the loss on the batch for the weights.
         should_stop: Asked after every step.
 

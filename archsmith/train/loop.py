@@ -15,6 +15,7 @@ from archsmith.core.rng import seed_of
 from archsmith.tasks.base import Batch, Forward, Task
 from archsmith.train.average import MovingAverage
 from archsmith.train.compute import Compute, part_of
+from archsmith.train.noise import AnnealedNoise
 
 
 class Diverged(ArchsmithError):
@@ -64,6 +65,8 @@ class LoopHooks:
         after_step: Called after the optimiser step (proximal steps).
         on_step: Called last, with the position and this step's loss (progress).
         should_stop: Asked after each step; True ends the epoch early, to be continued later.
+        noise: Added to the gradients last of all before the optimiser step, once for each step however many parts or
+            replicas made the gradient; its step is ``Position.total``.
     """
 
     rate: Callable[[int], float]
@@ -71,6 +74,7 @@ class LoopHooks:
     after_step: Callable[[float], None] = lambda rate: None
     on_step: Callable[[Position, float], None] = lambda position, loss: None
     should_stop: Callable[[], bool] = lambda: False
+    noise: AnnealedNoise | None = None
 
 
 def train_epoch(
@@ -141,6 +145,9 @@ def train_epoch(
         if not math.isfinite(value):
             raise Diverged(value, *where)
         hooks.after_backward()
+        if hooks.noise is not None:
+            trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            hooks.noise.add_(trained, position.total)
         optimizer.step()
         hooks.after_step(rate)
         if average is not None:

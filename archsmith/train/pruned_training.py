@@ -19,6 +19,7 @@ from archsmith.tasks.augment import changed_augment
 from archsmith.tasks.base import Task
 from archsmith.train.compute import Compute
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
+from archsmith.train.noise import AnnealedNoise
 from archsmith.train.schedules import dropped
 from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
 from archsmith.train.workers import refuse_unrepeatable
@@ -90,6 +91,7 @@ class PruningTraining(Generic[P]):
         make_pruner: Makes the pruner for network, optimiser, steps of an epoch, and the processes.
         identity: JSON values that must be the same where a kept training is taken up.
         label_smoothing: For all epochs.
+        noise: Added to the gradients before every step.
         seed: Seed of batches, augmentation and dropout.
         compute: Device, precision, processes; the CPU when None.
 
@@ -111,9 +113,11 @@ class PruningTraining(Generic[P]):
         *,
         identity: Mapping[str, Any],
         label_smoothing: float = 0.0,
+        noise: AnnealedNoise | None = None,
         seed: int = 0,
         compute: Compute | None = None,
     ) -> None:
+        self._noise = noise
         self.compute = compute or Compute()
         self.compute.check_batch_size(recipe.batch_size)
         refuse_unrepeatable(task.resume_note, self.compute.workers.count)
@@ -140,6 +144,7 @@ class PruningTraining(Generic[P]):
             rate=lambda step: dropped(step, base=recipe.lr, drops=recipe.drops, steps_per_epoch=self.steps),
             after_backward=self.click.before_step,
             after_step=lambda rate: self.click.after_step(),
+            noise=self._noise,
         )
         changes = {"mixup": self.click.mixup, "label_smoothing": self._smoothing}
         with changed_augment(self.task, **{name: value for name, value in changes.items() if value}):

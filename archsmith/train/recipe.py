@@ -20,6 +20,7 @@ from archsmith.core.errors import Shown, UserError
 from archsmith.tasks.base import Task
 from archsmith.train.compute import Compute
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
+from archsmith.train.noise import GAMMA, AnnealedNoise, noise_or_none
 from archsmith.train.optim import decay_groups
 from archsmith.train.patience import Patience, PatienceState
 from archsmith.train.schedules import annealed
@@ -46,6 +47,9 @@ class TrainingRecipe:
         schedule: "constant", "cosine" or "linear", over ``epochs``; constant with ``patience``, which has its own.
         warmup_epochs: Linear rise at the beginning of a falling schedule.
         clip_norm: Largest norm of the gradient, 0 for none.
+        gradient_noise: Variance at step 0 of Gaussian noise on the gradient, added behind the clipping; 0 for none. See
+            ``archsmith.train.noise``.
+        gradient_noise_decay: Exponent with which that variance decays.
         patience: Lowers the rate and stops early by the validation accuracy, which is then taken after every epoch.
 
     Raises:
@@ -61,6 +65,8 @@ class TrainingRecipe:
     schedule: ScheduleName = "cosine"
     warmup_epochs: int = 0
     clip_norm: float = 0.0
+    gradient_noise: float = 0.0
+    gradient_noise_decay: float = GAMMA
     patience: Patience | None = None
 
     def __post_init__(self) -> None:
@@ -75,6 +81,8 @@ class TrainingRecipe:
             ("momentum", 0 <= self.momentum < 1, "a number from 0, below 1"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number from 0"),
             ("clip_norm", 0 <= self.clip_norm < math.inf, "a finite number from 0"),
+            ("gradient_noise", 0 <= self.gradient_noise < math.inf, "a finite number from 0"),
+            ("gradient_noise_decay", 0 <= self.gradient_noise_decay < math.inf, "a finite number from 0"),
         ):
             if not good:
                 raise UserError(f"recipe.{name}", getattr(self, name), allowed=allowed)
@@ -115,6 +123,10 @@ class TrainingRecipe:
                 hint="Give the recipe patience=Patience().",
             )
         return self.changed({**own, "patience": replace(self.patience, **rule)} if self.patience and rule else own)
+
+    def noise(self, seed: int) -> AnnealedNoise | None:
+        """Return the noise on the gradients, None without."""
+        return noise_or_none(self.gradient_noise, self.gradient_noise_decay, seed)
 
     def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """Return the optimiser of a network."""
@@ -175,7 +187,10 @@ class Training:
         while self.epochs < epochs and not self.is_over:
             position = Position(epoch=self.epochs, total=self.epochs * self.steps)
             hooks = LoopHooks(
-                rate=self._rate, after_backward=self._clip, on_step=lambda where, _: self._tell_progress(where)
+                rate=self._rate,
+                after_backward=self._clip,
+                on_step=lambda where, _: self._tell_progress(where),
+                noise=self.recipe.noise(self.seed),
             )
             train_epoch(
                 self.network,

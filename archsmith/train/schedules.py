@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from archsmith.core.errors import UserError
 
@@ -110,6 +111,27 @@ def cosine_by_epoch(epoch: int, *, epochs: int, peak: float, floor: float = 0.0)
     Source: DARTS, arXiv 1806.09055 (0.025, to 0.001 in the search and to 0 afterwards).
     """
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
+
+
+@dataclass(frozen=True)
+class PolynomialDecay:
+    """``start / (1 + step) ** power``, steps counted from 0: ``start`` itself at step 0.
+
+    Attributes:
+        start: Value at step 0.
+        power: How fast it falls; 0 is constant.
+
+    Example:
+        >>> PolynomialDecay(1.0, 0.5)(3)
+        0.5
+    """
+
+    start: float
+    power: float
+
+    def __call__(self, step: int) -> float:
+        """Return the value after ``step`` steps."""
+        return float(self.start / (1 + step) ** self.power)
 
 
 def cosine_power(

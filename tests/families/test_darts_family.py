@@ -239,7 +239,7 @@ def test_skeletons_and_settings():
         ({"auxiliary": True}, "family.auxiliary: got True; allowed: images of 32 to 40 pixels"),
         ({"operations": ("none",)}, "family.operations: got .'none',."),
         ({"skeleton": "huge"}, "family.skeleton: got 'huge'"),
-        ({"wide": 3}, "family: got .'wide'.; allowed: skeleton, channels"),
+        ({"wide": 3}, "family: got .'wide'.; allowed: skeleton, restricted, channels"),
     ],
 )
 def test_wrong_settings_are_refused(changes, text):
