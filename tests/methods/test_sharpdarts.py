@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from darts_runs import copied, small_family, small_task, stop_after, to_the_end
+from shared_data import cifar10_arrays
 from sharp_recipe import case
 from small_runs import run_cli
 
@@ -15,6 +16,7 @@ from archsmith.methods import load_method
 from archsmith.methods.sharpdarts import PRESETS, Searcher, Settings, plan_of, preset_settings
 from archsmith.supernet import MaxW, Softmax
 from archsmith.supernet.grid_paths import bottom_up_path, longest_path, top_down_path
+from archsmith.tasks.vision import ImageClassification
 
 SMALL = {
     "search_epochs": 2,
@@ -169,6 +171,34 @@ def test_recipes_fit_the_image():
     assert preset_settings((3, 32, 32)) == {}
     for recipe in PRESETS.values():
         assert Settings(**recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sharpdarts", "hypercuboid"])
+def test_a_search_on_real_images_goes_on_where_it_stopped(name):
+    arrays = cifar10_arrays()
+    images = arrays["x_train"][::20].reshape(200, 3, 16, 2, 16, 2).mean((3, 5)) / 255
+    labels = arrays["y_train"][::20].astype("i8")
+    task = ImageClassification.from_arrays(images.astype("f4"), labels, name="cifar10-16", valid_fraction=0.2)
+    if name == "sharpdarts":
+        family = open_family(name, image=(3, 16, 16), num_classes=10, channels=4, cells=4, nodes=2)  # nine primitives
+    else:
+        family = hypercuboid_family(image=(3, 16, 16), num_classes=10, widths=(8, 16), filters=32, stages=2)
+
+    def fresh():
+        settings = Settings(**{**SMALL, "search_cells": 4, "search_batch_size": 16, "batch_size": 32})
+        return Searcher(family=family, task=task, seed=3, settings=settings)
+
+    whole, halted, again = fresh(), fresh(), fresh()
+    stop_after(halted, 5)
+    tensors, state = copied(halted.state())
+    again.load(tensors, json.loads(json.dumps(state)))
+    figures, left = to_the_end(whole), to_the_end(again)
+    assert left == figures[-len(left) :]
+    assert again.chosen == whole.chosen
+    assert all(math.isfinite(epoch["loss"]) for epoch in figures)
+    ours, theirs = again.deliver().network.state_dict(), whole.deliver().network.state_dict()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
 
 
 @pytest.mark.slow
