@@ -139,8 +139,12 @@ class HyperCuboidFamily:
             unfit: Options that only cells have.
 
         Raises:
-            UserError: Such an option.
+            UserError: Such an option, or a relaxation that mixes candidates otherwise than by a weighted sum.
         """
+        if relaxation is not None and type(relaxation).mix is not Relaxation.mix:
+            raise UserError(
+                "relaxation", type(relaxation).__name__, allowed="one that takes the weighted sum, on a grid"
+            )
         if unfit:
             names = ", ".join(sorted(unfit))
             raise UserError("family", "hypercuboid", allowed=f"a family of cells: its edges can have {names}")

@@ -9,22 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from archsmith.core.errors import UserError
 from archsmith.families.hypercuboid_space import Grid, candidate_name, chain_of
 from archsmith.layers.darts import DenseLayers
 from archsmith.layers.hypercuboid import PathNetwork, grid_stem
 from archsmith.layers.sharp import SharpSepConv, make_sharp_primitive
 from archsmith.space import Architecture
-from archsmith.supernet.grid_paths import GridCosts, longest_path
+from archsmith.supernet.grid_paths import GridCosts, bottom_up_path, longest_path, priced_path, top_down_path
 from archsmith.supernet.mixed import Relaxation, Weights
 from archsmith.supernet.relaxed import SearchSupernet
 
 GROUP = "grid"
 """The one group of logits, a row of N for each step."""
+
+Rule = Literal["longest", "bottom_up", "top_down", "priced"]
+"""How a path is taken out of the grid."""
+
+_RULES = {"longest": longest_path, "bottom_up": bottom_up_path, "top_down": top_down_path}
 
 States = list[Tensor | None]
 """The map of every width; None where nothing was written."""
@@ -186,7 +192,34 @@ class HyperCuboidSupernet(SearchSupernet):
         Args:
             mixing: Strength of every candidate; the relaxed logits if None.
         """
-        return self.grid.architecture(longest_path(self.grid_strengths(mixing)))
+        return self.derive_by("longest", mixing)
+
+    def derive_by(
+        self,
+        rule: Rule,
+        mixing: Mapping[str, Tensor] | None = None,
+        *,
+        costs: GridCosts | None = None,
+        price: float = 0.0,
+    ) -> Architecture:
+        """Return the path that a rule takes.
+
+        Args:
+            rule: "longest", "bottom_up" or "top_down", see ``archsmith.supernet.grid_paths``; or "priced": the largest
+                sum of strengths less what the path costs.
+            mixing: Strength of every candidate; the relaxed logits if None.
+            costs: Of "priced"; MACs if None.
+            price: Of "priced": how much strength the cost of the dearest path is worth.
+
+        Raises:
+            UserError: Unknown rule, or a negative price.
+        """
+        strengths = self.grid_strengths(mixing)
+        if rule == "priced":
+            return self.grid.architecture(priced_path(strengths, self.costs if costs is None else costs, price))
+        if rule not in _RULES:
+            raise UserError("rule", rule, allowed=", ".join([*_RULES, "priced"]))
+        return self.grid.architecture(_RULES[rule](strengths))
 
     def places(self) -> dict[str, tuple[str, int]]:
         """Return the group and the number of every step, by its name in ``network``."""

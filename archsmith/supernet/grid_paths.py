@@ -11,6 +11,7 @@ Source: Hundt, Jain, Hager, "sharpDARTS: Faster and More Accurate Differentiable
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,17 @@ class GridCosts:
     first: np.ndarray
     last: np.ndarray
     fixed: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the costs as plain JSON values; ``from_json`` is the way back."""
+        axes = {name: getattr(self, name).tolist() for name in ("steps", "first", "last")}
+        return {**axes, "fixed": self.fixed}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GridCosts:
+        """Return the costs that ``to_json`` wrote."""
+        steps, first, last = (np.array(data[name], dtype=np.float64) for name in ("steps", "first", "last"))
+        return cls(steps, first, last, float(data["fixed"]))
 
     def of(self, path: GridPath) -> float:
         """Return the cost of a path."""

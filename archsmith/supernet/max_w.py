@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from archsmith.core.errors import UserError
 from archsmith.supernet.mixed import Relaxation, Softmax
 
 
@@ -28,9 +29,14 @@ class MaxW(Relaxation):
         relaxation: Gives ``w``; softmax if None.
         detached: Whether the maximum is a constant to the gradient. As published it is not: the winner's share then
             meets minus the sum of the other candidates' outputs, and never its own.
+
+    Raises:
+        UserError: A relaxation that mixes candidates in a way of its own, which shifted weights do not fit.
     """
 
     def __init__(self, relaxation: Relaxation | None = None, *, detached: bool = False) -> None:
+        if relaxation is not None and type(relaxation).mix is not Relaxation.mix:
+            raise UserError("relaxation", type(relaxation).__name__, allowed="one that takes the weighted sum")
         self.relaxation = relaxation or Softmax()
         self.detached = detached
 

@@ -13,7 +13,7 @@ from archsmith.cost import count
 from archsmith.families.hypercuboid import HyperCuboidFamily, family_from_json, hypercuboid_family, open_family
 from archsmith.families.hypercuboid_space import chain_of, grid_widths
 from archsmith.layers.hypercuboid import PathNetwork
-from archsmith.supernet import MaxW, batch_statistics
+from archsmith.supernet import MaxW, Softmax, batch_statistics
 from archsmith.supernet.expected import CandidateMacs
 from archsmith.supernet.grid_paths import bottom_up_path, cheapest_path, longest_path, priced_path
 
@@ -268,3 +268,17 @@ def test_edges_of_cells_are_refused():
         small().relaxed(seed=0, edge_weights=True)
     with pytest.raises(UserError, match="channels: got 0"):
         grid_widths(0, 2)
+
+
+class Halved(Softmax):
+    def mix(self, x, candidates, weights_O):
+        return 0.5 * super().mix(x, candidates, weights_O)
+
+
+def test_mixtures_that_are_no_weighted_sum_are_refused():
+    with pytest.raises(
+        UserError, match="relaxation: got 'Halved'; allowed: one that takes the weighted sum, on a grid"
+    ):
+        small().relaxed(seed=0, relaxation=Halved())
+    with pytest.raises(UserError, match="relaxation: got 'Halved'; allowed: one that takes the weighted sum"):
+        MaxW(Halved())
