@@ -15,8 +15,9 @@ and otherwise call their edges. Candidates of other kinds are called as they are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from archsmith.layers.darts import ReluConvBn, Zeros
 from archsmith.layers.depthwise import FastDepthwise, depthwise, from_phases, to_phases
 from archsmith.layers.norm_sum import normalised_relu, normalised_sum
 from archsmith.supernet.mixed import MixedOp, Relaxation, Weights
+from archsmith.supernet.partial import PartialEdge, left_out
 
 T = TypeVar("T")
 
@@ -82,6 +84,8 @@ class NodeSums:
             weights: Mixing weights of each edge.
             edge_weights: One for each edge; ones if None.
         """
+        if self.fused and _same_part(edges):
+            return self._partial(states, cast(Sequence[PartialEdge], edges), weights, edge_weights)
         terms = _Terms()
         if self.fused:
             for number, (x, edge, row) in enumerate(zip(states, edges, weights, strict=True)):
@@ -95,6 +99,33 @@ class NodeSums:
                 if isinstance(edge, MixedOp):
                     edge.explain_shapes(x, error)
             raise
+
+    def _partial(
+        self,
+        states: Sequence[Tensor],
+        edges: Sequence[PartialEdge],
+        weights: Sequence[Weights],
+        edge_weights: Sequence[Tensor | float] | None,
+    ) -> Tensor:
+        """Return a node whose edges take the same part of the channels: what passes is summed, and joined once."""
+        given = [1.0] * len(edges) if edge_weights is None else edge_weights
+        kept = [entry for entry in zip(states, edges, weights, given, strict=True) if not left_out(entry[2])]
+        if not kept:
+            return _one_by_one(states, edges, weights, edge_weights)
+        inner = self(
+            [self._once(x, ("taken",), partial(_of_last, edge.taken, x)) for x, edge, *_ in kept],
+            [edge.inner for _, edge, *_ in kept],
+            [row for *_, row, _ in kept],
+            None if edge_weights is None else [weight for *_, weight in kept],
+        )
+        past: Tensor | None = None
+        for x, edge, _, weight in kept:
+            # A view where the resolution stays, so that edges of one state keep it once for the gradient.
+            passed = self._once(x, ("past", edge.stride), partial(_of_last, edge.past, x))
+            term = passed if edge_weights is None else passed * weight
+            past = term if past is None else past + term
+        assert past is not None
+        return kept[0][1].joined(inner, past)
 
     def finish_(self) -> None:
         """Move the running statistics of all normalisations that were folded away."""
@@ -232,6 +263,17 @@ class _Terms:
             ((z, weight),) = self.others
             return z if weight == 1.0 else z * weight
         return _weighted(self.whole, self.others)
+
+
+def _same_part(edges: Sequence[nn.Module]) -> bool:
+    """Return whether all edges let the same channels past and join them in the same way."""
+    partial_edges = [edge for edge in edges if isinstance(edge, PartialEdge)]
+    forms = {(edge.divisor, edge.mixing) for edge in partial_edges}
+    return len(partial_edges) == len(edges) and len(forms) == 1 and partial_edges[0].mixing != "random"
+
+
+def _of_last(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return function(_channels_last(x))
 
 
 def _one_by_one(

@@ -1,6 +1,7 @@
 """Cells whose nodes are computed at once: what comes out, every gradient and every statistic, against the plain sum."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from archsmith.families.cells import NasBench201Family
 from archsmith.families.darts import DartsFamily
 from archsmith.supernet import MixedOp, Relaxation, Softmax, batch_statistics, fused
 from archsmith.supernet.fused import NodeSums, fusible
+from archsmith.supernet.partial import partial_edge
 
 
 def darts(side=16, **changes):
@@ -65,12 +67,24 @@ def assert_equal_evaluations(supernet, side, monkeypatch, **options):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
+def parts(divisor, mixing="shuffle"):
+    """Return what asks a family for edges of partial channels with weights."""
+    return {"make_edge": partial(partial_edge, divisor=divisor, mixing=mixing), "edge_weights": True}
+
+
 NETWORKS = {
     "darts": lambda: (darts(16), 16),
     "sides that are odd in the end": lambda: (darts(12), 12),
     "weights of edges": lambda: (darts(8, edge_weights=True), 8),
     "nas-bench-201": lambda: (nas_bench_201(), 8),
     "nas-bench-201 with edge weights": lambda: (nas_bench_201(edge_weights=True), 8),
+    "partial channels": lambda: (darts(8, **parts(2)), 8),
+    "partial channels that shift": lambda: (nas_bench_201(**parts(4, "shift")), 8),
+    "partial channels drawn at random": lambda: (nas_bench_201(**parts(2, "random")), 8),
+    "partial channels without weights of edges": lambda: (
+        nas_bench_201(make_edge=partial(partial_edge, divisor=2)),
+        8,
+    ),
     "affine": lambda: (nas_bench_201(affine=True), 8),
 }
 
