@@ -84,19 +84,31 @@ class PartialChannels(nn.Module):
         if self.divisor == 1:
             result: Tensor = self.inner(x, *arguments)
             return result
-        layout = _layout(x)
+        return self.joined(self.inner(self.taken(x), *arguments), self.past(x))
+
+    def taken(self, x: Tensor) -> Tensor:
+        """Return the channels that ``inner`` gets, (B, C / K, H, W).
+
+        They are a copy, so that what candidates keep for their gradients is this part and not all of ``x``.
+        """
+        part = x[:, self.order[: self.part]] if self.mixing == "random" else x[:, : self.part]
+        return part.contiguous(memory_format=_layout(x))
+
+    def past(self, x: Tensor) -> Tensor:
+        """Return the other channels at the resolution of the output, (B, C - C / K, H / stride, W / stride)."""
+        others = x[:, self.part :]
         if self.mixing == "random":
-            x = x[:, self.order]
-        # A copy, so that what the candidates keep for their gradients is this part and not all of x.
-        through = self.inner(x[:, : self.part].contiguous(memory_format=layout), *arguments)
-        past = x[:, self.part :]
-        if self.stride == 2:
-            past = functional.max_pool2d(past, 2, 2)
+            others = x[:, self.order[self.part :]].contiguous(memory_format=_layout(x))
+        return functional.max_pool2d(others, 2, 2) if self.stride == 2 else others
+
+    def joined(self, through: Tensor, past: Tensor) -> Tensor:
+        """Return the output of what ``inner`` made of its channels and the channels that went past it."""
         if self.mixing == "shift":
             return torch.cat([past, through], dim=1)
         if self.mixing == "random":
-            return torch.cat([through, past], dim=1)[:, self.order.argsort()]
-        return _interleaved([through, *past.chunk(self.divisor - 1, dim=1)], layout)
+            both = torch.cat([through, past], dim=1)[:, self.order.argsort()]
+            return both.contiguous(memory_format=_layout(through, past))
+        return _interleaved([through, *past.chunk(self.divisor - 1, dim=1)], _layout(through, past))
 
 
 def _interleaved(parts: list[Tensor], layout: torch.memory_format) -> Tensor:
@@ -106,6 +118,7 @@ def _interleaved(parts: list[Tensor], layout: torch.memory_format) -> Tensor:
     return torch.stack(parts, dim=2).flatten(1, 2)
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+def _layout(*maps: Tensor) -> torch.memory_format:
+    """Return the memory layout of maps that may be slices; a single channel fits every layout."""
+    last = any(x.shape[1] > 1 and x.stride(1) == 1 and x.stride(3) > 1 for x in maps)
     return torch.channels_last if last else torch.contiguous_format

@@ -24,6 +24,7 @@ from typing import Any, Literal, final
 from pydantic import Field
 from torch import nn
 
+from archsmith.core.errors import UserError
 from archsmith.families.darts_space import Genotype
 from archsmith.run import relaxed_settings
 from archsmith.run.costs import CostModel
@@ -96,6 +97,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "tiny": {
         **TINY,
+        "channel_divisor": 2,  # candidates as wide as those of tiny DARTS: with K = 4 some would have a single channel
         "search_channels": 8,
         "warmup_epochs": 3,
         "search_lr": 0.1,
@@ -164,7 +166,7 @@ class Searcher(RelaxedSearcher):
         memory_format: "channels_last" or "contiguous".
 
     Raises:
-        UserError: K does not divide the channels of the search network.
+        UserError: K does not divide the channels of the search network, or the logits would never learn.
     """
 
     edge_weights = True
@@ -180,6 +182,12 @@ class Searcher(RelaxedSearcher):
         memory_format: str = "contiguous",
     ) -> None:
         self.settings = settings
+        if settings.warmup_epochs >= settings.search_epochs:
+            raise UserError(
+                "warmup_epochs",
+                settings.warmup_epochs,
+                allowed=f"fewer than the {settings.search_epochs} epochs of the search; in the others the logits learn",
+            )
         super().__init__(
             family=family, task=task, plan=plan_of(settings), costs=costs, seed=seed, memory_format=memory_format
         )

@@ -17,12 +17,21 @@ from torch import Tensor, nn
 from archsmith.core.errors import UserError
 from archsmith.core.rng import seed_of
 from archsmith.layers.partial import MIXINGS, PartialChannels, channel_shuffle
-from archsmith.supernet.mixed import MixedOp
+from archsmith.supernet.mixed import MixedOp, Weights
 
 MakeCandidates: TypeAlias = Callable[[int], Mapping[str, nn.Module]]
 """From a number of channels to the candidates of an edge, by name."""
 
-__all__ = ["MIXINGS", "PartialChannels", "PartialEdge", "channel_shuffle", "partial_edge", "partial_form", "redraw_"]
+__all__ = [
+    "MIXINGS",
+    "PartialChannels",
+    "PartialEdge",
+    "channel_shuffle",
+    "left_out",
+    "partial_edge",
+    "partial_form",
+    "redraw_",
+]
 
 
 class PartialEdge(PartialChannels):
@@ -34,9 +43,16 @@ class PartialEdge(PartialChannels):
     def forward(self, x: Tensor, *arguments: Any) -> Tensor:
         """Map (B, C, H, W) to (B, C, H / stride, W / stride)."""
         (weights,) = arguments
-        if not isinstance(weights, Tensor) and not any(isinstance(w, Tensor) or w != 0.0 for w in weights):
+        if left_out(weights):
             return x[:, :, :: self.stride, :: self.stride] * 0.0
         return super().forward(x, weights)
+
+
+def left_out(weights: Weights) -> bool:
+    """Return whether these are plain weights, all zero."""
+    return not isinstance(weights, Tensor) and not any(
+        isinstance(weight, Tensor) or weight != 0.0 for weight in weights
+    )
 
 
 def partial_edge(

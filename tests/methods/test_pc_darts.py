@@ -310,7 +310,8 @@ def test_it_is_listed_and_has_the_published_defaults():
 def test_recipes_fit_the_image():
     assert preset_settings((3, 32, 32)) == {}
     assert preset_settings((3, 48, 48)) == {"auxiliary_weight": 0.0}
-    assert preset_settings((1, 8, 8))["search_channels"] == 8
+    tiny = Settings(**preset_settings((1, 8, 8)))
+    assert (tiny.search_channels, tiny.channel_divisor, tiny.warmup_epochs, tiny.search_epochs) == (8, 2, 3, 10)
     large = Settings(**preset_settings((3, 224, 224)))
     plan = plan_of(large)
     (search,), (training,) = plan.search, plan.final
@@ -437,6 +438,7 @@ def test_it_searches_the_cell_of_nas_bench_201():
         ({"family": "cells"}, "family: got 'str'; allowed: "),
         ({"channel_divisor": 3}, "channel_divisor: got 3; allowed: 1, 2, 4, 8 for an edge of 8 channels"),
         ({"search_channels": 4, "channel_divisor": 8}, "channel_divisor: got 8; allowed: 1, 2, 4 for an edge of 4"),
+        ({"warmup_epochs": 3}, "warmup_epochs: got 3; allowed: fewer than the 3 epochs of the search"),
         ({"search_channels": 2, "channel_divisor": 4}, "got 4; allowed: 1, 2 for an edge of 2 channels"),
     ],
 )

@@ -153,6 +153,15 @@ def test_random_channels_are_drawn_and_keep_their_places():
     assert fixed.order.tolist() == list(range(12)) and not fixed.state_dict()
 
 
+@pytest.mark.parametrize("mixing", ["shuffle", "shift", "random"])
+@pytest.mark.parametrize("channels", [4, 8])
+def test_the_memory_layout_stays(channels, mixing):
+    step = PartialChannels(Called(), channels, 4, mixing=mixing)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.rand(2, channels, 4, 4).contiguous(memory_format=layout)
+        assert step(x).is_contiguous(memory_format=layout)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("mixing", ["shuffle", "shift", "random"])
 def test_one_part_is_the_mixed_operation(stride, mixing):
