@@ -15,14 +15,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from archsmith.core.errors import UserError
 from archsmith.graph import evaluating
-from archsmith.supernet.relaxed import batch_statistics
+from archsmith.supernet.relaxed import RelaxedSupernet, SearchSupernet, batch_statistics
 from archsmith.supernet.updaters import RADIUS, Tensors
 from archsmith.tasks.base import Task
+from archsmith.train.bilevel import BilevelStep, loss_of, random_batch
 
 OneLoss = Callable[[Tensors], Tensor]
 """From named tensors to a scalar; called again with the same tensors it gives the same value."""
@@ -72,44 +75,51 @@ def hessian_product(loss: OneLoss, at: Tensors, vector: Tensors, how: Products =
 
 
 def top_eigenvalue(
-    loss: OneLoss,
-    at: Tensors,
-    *,
-    how: Products = "exact",
-    iterations: int = 100,
-    tolerance: float = 1e-4,
-    seed: int = 0,
+    loss: OneLoss, at: Tensors, *, how: Products = "exact", tolerance: float = 1e-3, seed: int = 0
 ) -> float:
-    """Return the largest eigenvalue (the most positive one) of the loss's Hessian at a point, by power iteration.
+    """Return the largest eigenvalue (the most positive one) of the loss's Hessian at a point.
 
-    Power iteration finds the eigenvalue ``m`` of largest magnitude. If that is negative, a second one on ``H - m``,
-    whose eigenvalues are all at least zero, finds the largest.
+    By the Lanczos iteration (ARPACK's, of scipy), which needs products with the Hessian alone, as power iteration does,
+    and unlike it also converges where the largest and the most negative eigenvalue are of about the same size.
 
     Args:
         loss: For example the validation loss as a function of the logits.
         at: The point: the logits.
-        how: See ``Products``.
-        iterations: Most products of each of the two.
-        tolerance: Relative change of the Rayleigh quotient at which the iteration ends.
+        how: See ``Products``. Products by differences across kinks are not symmetric, and the result is then rough.
+        tolerance: Relative accuracy.
         seed: Of the first vector.
+
+    Returns:
+        The eigenvalue, or NaN where 20 restarts (about 400 products) were not enough.
     """
-    generator = torch.Generator().manual_seed(seed)
-    start = {name: torch.randn(tensor.shape, generator=generator).to(tensor) for name, tensor in at.items()}
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-    def power(shift: float) -> float:
-        vector, value = _scaled(start, 1 / _norm(start)), math.nan
-        for _ in range(iterations):
-            product = hessian_product(loss, at, vector, how)
-            moved = {name: product[name] - shift * vector[name] for name in vector}
-            before, value = value, sum(float((moved[name] * vector[name]).double().sum()) for name in vector)
-            length = _norm(moved)
-            if length == 0.0 or abs(value - before) <= tolerance * abs(value):
-                break
-            vector = _scaled(moved, 1 / length)
-        return value + shift
+    shapes = {name: tensor.shape for name, tensor in at.items()}
+    sizes = [tensor.numel() for tensor in at.values()]
+    like = next(iter(at.values()))
 
-    largest = power(0.0)
-    return largest if largest >= 0 else power(largest)
+    def product(flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        parts = torch.from_numpy(np.ascontiguousarray(flat).reshape(-1)).to(like).split(sizes)
+        vector = {name: part.reshape(shapes[name]) for name, part in zip(at, parts, strict=True)}
+        found = hessian_product(loss, at, vector, how)
+        return torch.cat([each.detach().flatten() for each in found.values()]).double().cpu().numpy()
+
+    n = sum(sizes)
+    if n <= 8:  # too few for a subspace
+        hessian = np.stack([product(row) for row in np.eye(n)])
+        return float(np.linalg.eigvalsh((hessian + hessian.T) / 2)[-1])
+    start = np.random.default_rng(seed).standard_normal(n)
+    scale = np.linalg.norm(product(start)) / np.linalg.norm(start)
+    if scale == 0.0:
+        return 0.0
+    operator = LinearOperator((n, n), matvec=product, dtype=np.float64)
+    try:
+        (value,) = eigsh(
+            operator, k=1, which="LA", v0=start, tol=tolerance, ncv=min(n, 24), maxiter=20, return_eigenvectors=False
+        )
+    except ArpackNoConvergence:
+        return math.nan
+    return float(value)
 
 
 def sharpness(loss: OneLoss, at: Tensors, *, rho: float = 0.05) -> float:
@@ -130,6 +140,31 @@ def sharpness(loss: OneLoss, at: Tensors, *, rho: float = 0.05) -> float:
         return float(loss(above)) - float(loss(here))
 
 
+def supernet_landscape(
+    supernet: RelaxedSupernet, step: BilevelStep, *, rho: float = 0.05, how: Products = "exact"
+) -> dict[str, float]:
+    """Return the sharpness of a supernet on two batches that the seed names; nothing of the supernet changes.
+
+    Args:
+        supernet: Any relaxed supernet.
+        step: Its search: the batch for the logits gives ``logit_curvature``, the largest eigenvalue of the Hessian over
+            the logits, the one for the weights ``weight_sharpness``, see ``sharpness``. Batch statistics throughout.
+        rho: Length of the step uphill.
+        how: How the Hessian is multiplied.
+    """
+    batch = next(iter(step.weight_task.batches("train", batch_size=step.batch_size)))
+    other = random_batch(step, "landscape")
+    train, _ = loss_of(supernet, step.weight_task, batch, step, "landscape", "weights")
+    valid, _ = loss_of(supernet, step.logit_task, other, step, "landscape", "logits")
+    weights = {name: weight.detach() for name, weight in supernet.weights().items()}
+    logits = {name: tensor.detach() for name, tensor in supernet.logits.items()}
+    with evaluating(supernet), batch_statistics(supernet):
+        return {
+            "logit_curvature": top_eigenvalue(lambda moved: valid(weights, moved), logits, how=how),
+            "weight_sharpness": sharpness(lambda moved: train(moved, logits), weights, rho=rho),
+        }
+
+
 @dataclass(frozen=True)
 class Gap:
     """What deciding costs a supernet.
@@ -148,13 +183,15 @@ class Gap:
         return self.mixed - self.decided
 
 
-def discretisation_gap(supernet: Any, architecture: Mapping[str, Any], task: Task, split: str = "valid") -> Gap:
+def discretisation_gap(
+    supernet: SearchSupernet, architecture: Mapping[str, Any], task: Task, split: str = "valid"
+) -> Gap:
     """Return the accuracy before and after the mixture becomes one architecture; no weight is trained in between.
 
     Both are computed with the statistics of each batch, and nothing of the supernet changes (it ends relaxed).
 
     Args:
-        supernet: A relaxed supernet with ``activate``, which takes one architecture's path, or the mixture for None.
+        supernet: The relaxed supernet.
         architecture: What was selected.
         task: Has the images.
         split: Of which part.
@@ -180,7 +217,3 @@ def _gradient(loss: OneLoss, at: Tensors) -> dict[str, Tensor]:
 
 def _norm(tensors: Tensors) -> float:
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
-
-
-def _scaled(tensors: Tensors, factor: float) -> dict[str, Tensor]:
-    return {name: tensor * factor for name, tensor in tensors.items()}

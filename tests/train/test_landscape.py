@@ -34,7 +34,7 @@ POINT = {"a": torch.ones(2, 2, dtype=torch.float64), "b": torch.full((2,), 0.5, 
 )
 def test_the_largest_eigenvalue_also_below_larger_negative_ones(how, eigenvalues, largest):
     loss = quadratic(symmetric(eigenvalues))
-    found = top_eigenvalue(loss, POINT, how=how, iterations=400, tolerance=1e-9)
+    found = top_eigenvalue(loss, POINT, how=how, tolerance=1e-9)
     assert found == pytest.approx(largest, rel=1e-5)
 
 
@@ -91,10 +91,10 @@ def test_the_curvature_over_the_logits_of_a_supernet():
         return loss({name: part.reshape(logits[name].shape) for name, part in zip(logits, parts, strict=True)})
 
     with batch_statistics(supernet):
-        found = top_eigenvalue(loss, logits, iterations=60, tolerance=1e-5)
+        found = top_eigenvalue(loss, logits, tolerance=1e-6)
         flat = torch.cat([tensor.flatten() for tensor in logits.values()])
         whole = torch.autograd.functional.hessian(of_flat, flat)
-        assert found == pytest.approx(torch.linalg.eigvalsh(whole)[-1].item(), rel=0.01)
+        assert found == pytest.approx(torch.linalg.eigvalsh(whole)[-1].item(), rel=1e-4)
         assert sharpness(lambda moved: loss_of_weights(supernet, x, y, moved), weights) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.state_dict().items())
 
@@ -108,7 +108,7 @@ def test_the_gap_is_between_the_mixture_and_its_decision():
     with torch.no_grad():
         supernet.logits["normal"].normal_(0, 1, generator=torch.Generator().manual_seed(5))
     before = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
-    architecture = supernet.architecture()
+    architecture = supernet.derive()
     gap = discretisation_gap(supernet, architecture, task)
     assert gap.value == gap.mixed - gap.decided
     assert supernet.active is None and supernet.training
