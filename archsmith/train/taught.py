@@ -116,8 +116,7 @@ class Taught(Bilevel):
         def generator(number: int) -> torch.Generator:
             return torch.Generator().manual_seed(seed_of(context.step.seed, "teacher", name, number, *context.where))
 
-        with _unwatched(self._seen):
-            answers = self.queue.logits(context.supernet, inputs, generator)
+        answers = self.queue.logits(context.supernet, inputs, generator)
         vote = voted(answers, self.teaching.temperature, self.teaching.vote)
         return weight * distillation(student, vote, self.teaching.temperature)
 
@@ -165,7 +164,6 @@ class _Seen:
 
     inputs: Tensor
     output: Tensor
-    watching: bool = True
 
 
 @contextmanager
@@ -174,20 +172,10 @@ def _watched(network: nn.Module) -> Iterator[_Seen]:
     seen = _Seen(torch.empty(0), torch.empty(0))
 
     def keep(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
-        if seen.watching:
-            seen.inputs, seen.output = given[0], output
+        seen.inputs, seen.output = given[0], output
 
     handle = network.register_forward_hook(keep)
     try:
         yield seen
     finally:
         handle.remove()
-
-
-@contextmanager
-def _unwatched(seen: _Seen) -> Iterator[None]:
-    seen.watching = False
-    try:
-        yield
-    finally:
-        seen.watching = True
