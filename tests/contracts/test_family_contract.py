@@ -30,6 +30,7 @@ ATTACHED = {
     "nasnet",
     "plain",
     "sharpdarts",
+    "tdnn",  # tests/families/test_tdnn_family.py
 }
 
 

@@ -170,6 +170,7 @@ def test_the_network_shrinks_and_never_grows(task, optimizer):
     assert dead <= len(minimum)  # only what a block without residual must keep
 
 
+@pytest.mark.slow
 def test_small_gains_wait_for_the_last_epoch(task):
     searcher = search(task, shrink_fraction=0.9)
     figures = finish(searcher)
@@ -178,7 +179,7 @@ def test_small_gains_wait_for_the_last_epoch(task):
     assert sum(f["cut"] is not None for f in finish(eager)) >= 3
 
 
-@pytest.mark.parametrize("budget", [None, "macs<=0.4x"])
+@pytest.mark.parametrize("budget", [pytest.param(None, marks=pytest.mark.slow), "macs<=0.4x"])
 def test_cuts_can_wait_for_the_end(task, budget):
     during, at_end = search(task, budget=budget), search(task, budget=budget, cuts="end")
     cut, uncut = finish(during), finish(at_end)
@@ -226,7 +227,7 @@ def test_surviving_atoms_keep_their_weight_in_the_penalty(task):
     }
 
 
-@pytest.mark.parametrize("divisor", [2, 4])
+@pytest.mark.parametrize("divisor", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_widths_keep_the_divisor(task, divisor):
     searcher = search(task, divisor=divisor)
     largest = {group.name: group.size for group in searcher.atoms}
@@ -244,13 +245,13 @@ def test_widths_keep_the_divisor(task, divisor):
     [
         pytest.param("macs<=0.7x", {"seed": 1}, marks=pytest.mark.slow),
         ("macs<=0.4x", {}),
-        ("macs<=0.4x", {"seed": 2, "divisor": 4}),
+        pytest.param("macs<=0.4x", {"seed": 2, "divisor": 4}, marks=pytest.mark.slow),
         pytest.param("macs<=0.3x", {"divisor": 2, "seed": 3}, marks=pytest.mark.slow),
         pytest.param("params<=0.5x", {}, marks=pytest.mark.slow),
         ("macs<=0.6x, params<=0.5x", {"seed": 5}),
         pytest.param("memory<=0.8x", {}, marks=pytest.mark.slow),
         pytest.param("macs<=0.5x", {"rho": 0.0}, marks=pytest.mark.slow),
-        ("macs<=0.5x", {"budget_by": 1.0, "optimizer": "sgd"}),
+        pytest.param("macs<=0.5x", {"budget_by": 1.0, "optimizer": "sgd"}, marks=pytest.mark.slow),
         ("macs<=0.25x", {"epochs": 1, "warmup_epochs": 0.0, "optimizer": "adamw"}),
     ],
 )
@@ -327,7 +328,7 @@ def test_recalibrated_statistics_stay_out_of_the_search(task):
     assert not torch.equal(delivered.network.stem.norm.running_mean, shadow)
 
 
-@pytest.mark.parametrize("budget", [None, "macs<=0.5x"])
+@pytest.mark.parametrize("budget", [pytest.param(None, marks=pytest.mark.slow), "macs<=0.5x"])
 def test_delivering_does_not_disturb_the_search(task, budget):
     quiet, asked = search(task, budget=budget), search(task, budget=budget)
     figures = finish(quiet)

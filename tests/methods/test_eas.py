@@ -58,7 +58,7 @@ def test_the_defaults_are_the_published_ones():
     assert RECIPES["published"].final == TrainingRecipe(epochs=300, lr=0.1, **shared)
 
 
-@pytest.mark.parametrize("space", ["plain", "dense"])
+@pytest.mark.parametrize("space", ["plain", pytest.param("dense", marks=pytest.mark.slow)])
 def test_a_search_on_the_digits_inherits_and_ends_with_a_trained_network(space, tmp_path, monkeypatch):
     short = {name: recipe.changed({"epochs": 1, "batch_size": 20}) for name, recipe in RECIPES["cpu"]._asdict().items()}
     monkeypatch.setitem(RECIPES, "cpu", RECIPES["cpu"]._replace(**short))

@@ -233,6 +233,7 @@ def test_levelled_off():
     assert levelled_off(falling, tolerance=0.9)
 
 
+@pytest.mark.slow
 def test_stronger_penalties_leave_smaller_networks():
     """More of the toy is closed under a larger lambda, in the library's own loop."""
     from archsmith import open_task
