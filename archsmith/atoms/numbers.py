@@ -18,12 +18,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from archsmith.atoms.attributes import refresh_attributes, set_attributes
 from archsmith.atoms.doubles import in_double, widened
-from archsmith.atoms.edits import Edits, take
+from archsmith.atoms.edits import Edits
 from archsmith.atoms.fingerprint import first_names
 from archsmith.atoms.groups import tensors_of
 from archsmith.atoms.masked import masked_interpreter
 from archsmith.atoms.plan import CutRefused
 from archsmith.atoms.propagate import LabelledGraph
+from archsmith.atoms.slices import take
 from archsmith.atoms.trace import Forward, call_arguments
 from archsmith.atoms.units import Cut
 from archsmith.graph import evaluating
