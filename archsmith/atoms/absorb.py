@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from archsmith.atoms.edits import take
 from archsmith.atoms.fingerprint import first_names, unwrap
 from archsmith.atoms.masked import MaskedInterpreter
 from archsmith.atoms.propagate import arguments, module_name
 from archsmith.atoms.rules.table import packet_name
+from archsmith.atoms.slices import take
 from archsmith.atoms.trace import Forward, call_arguments, export
 from archsmith.atoms.units import Cut, TensorCut
 

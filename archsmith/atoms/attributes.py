@@ -6,7 +6,8 @@ modules (``num_heads``, fields of a configuration) come with the cut, by dotted 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +23,12 @@ Rows = Callable[[str, int], IntArray]
 """Gives the kept positions along the first axis of a module's tensor, by attribute name and old length."""
 
 
-def refresh_attributes(model: nn.Module, cuts: Mapping[str, TensorCut], edits: Edits) -> dict[str, Any]:
+def refresh_attributes(
+    model: nn.Module,
+    cuts: Mapping[str, TensorCut],
+    edits: Edits,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> dict[str, Any]:
     """Make the attributes of torch's own modules agree with their weights, which are cut already.
 
     Covers convolutions (``groups`` of depthwise and grouped ones by what was kept), linear and bilinear layers,
@@ -33,6 +39,7 @@ def refresh_attributes(model: nn.Module, cuts: Mapping[str, TensorCut], edits: E
         model: Changed in place.
         cuts: What each tensor kept, by qualified name.
         edits: Takes the changes back on failure.
+        tensors: The model's tensors by name, where they are known already.
 
     Returns:
         The new values by dotted path.
@@ -41,16 +48,33 @@ def refresh_attributes(model: nn.Module, cuts: Mapping[str, TensorCut], edits: E
         CutRefused: What was kept makes no module any more: groups, heads or layers of different sizes, or a padding
             row that is gone.
     """
-    tensors = tensors_of(model)
+    tensors = tensors_of(model) if tensors is None else tensors
     of_tensor = {id(tensors[name]): cut for name, cut in cuts.items()}
     changed: dict[str, Any] = {}
     for path, module in model.named_modules():
+        if not _has_rule(cast(Hashable, type(module))):
+            continue
         rows = _rows_of(module, of_tensor)
         for name, value in _wanted(path, module, rows):
             if getattr(module, name) != value:
                 edits.set_attribute(module, name, value)
                 changed[f"{path}.{name}" if path else name] = value
     return changed
+
+
+_OF_TORCH = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm,
+    nn.RMSNorm, nn.Embedding, nn.EmbeddingBag, nn.PReLU, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention,
+    nn.Transformer,
+)  # fmt: skip
+_CONV1D = "transformers.pytorch_utils.Conv1D"
+
+
+@functools.cache
+def _has_rule(kind: Hashable) -> bool:
+    """Whether ``_wanted`` knows modules of a class."""
+    assert isinstance(kind, type)
+    return issubclass(kind, _OF_TORCH) or f"{kind.__module__}.{kind.__name__}" == _CONV1D
 
 
 def _rows_of(module: nn.Module, of_tensor: Mapping[int, TensorCut]) -> Rows:
@@ -113,7 +137,7 @@ def _wanted(path: str, module: nn.Module, rows: Rows) -> Iterator[tuple[str, Any
             layers = [m for m in module.modules() if isinstance(m, nn.MultiheadAttention)]
             if layers:
                 yield "d_model", layers[0].out_proj.weight.shape[0]
-        case _ if f"{type(module).__module__}.{type(module).__name__}" == "transformers.pytorch_utils.Conv1D":
+        case _ if f"{type(module).__module__}.{type(module).__name__}" == _CONV1D:
             weight = cast(Tensor, module.weight)
             yield "nx", weight.shape[0]
             yield "nf", weight.shape[1]

@@ -1,17 +1,14 @@
-"""Writes that can be taken back, and slices that keep a tensor's memory format: what every surgery is made of."""
+"""Writes that can be taken back: what every surgery is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-
-from archsmith.atoms.units import TensorCut
 
 
 class Edits:
@@ -81,67 +78,3 @@ def set_tensor(tensor: Tensor, data: Tensor, grad: Tensor | None = None) -> None
         torch.clear_autocast_cache()
     tensor.data = data
     tensor.grad = grad
-
-
-def kept(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
-    """Return the kept slices with the strides that a new tensor of that shape and memory format would have.
-
-    Strides decide which kernel runs, so a network that was cut must not differ from one that was built or loaded.
-
-    Args:
-        tensor: Read only.
-        axes: Indices to keep along each axis that is cut.
-    """
-    result = tensor.detach()
-    for axis, index in axes.items():
-        result = result.index_select(axis, index.to(tensor.device))
-    return in_layout_of(tensor, result)
-
-
-def take(tensor: Tensor, cut: TensorCut) -> Tensor:
-    """Return what a cut keeps of a tensor (see ``kept``); jointly cut axes included.
-
-    Args:
-        tensor: Of the shape that the cut was planned for, read only.
-        cut: What remains.
-    """
-    plain = {axis: torch.from_numpy(np.ascontiguousarray(index)) for axis, index in cut.axes.items()}
-    if cut.joint is None:
-        return kept(tensor, plain)
-    (rows_axis, columns_axis), positions = cut.joint
-    moved = tensor.detach().movedim((rows_axis, columns_axis), (0, 1))
-    flat = torch.from_numpy(positions.reshape(-1).copy()).to(tensor.device)
-    chosen = moved.reshape(-1, *moved.shape[2:]).index_select(0, flat)
-    result = chosen.reshape(*positions.shape, *moved.shape[2:]).movedim((0, 1), (rows_axis, columns_axis))
-    for axis, index in plain.items():
-        result = result.index_select(axis, index.to(tensor.device))
-    return in_layout_of(tensor, result)
-
-
-def in_layout_of(model: Tensor, value: Tensor) -> Tensor:
-    """Return ``value`` in memory of its own, in the memory format of ``model``; copied only where it has to be."""
-    layout = torch.contiguous_format
-    if is_channels_last(model) and value.dim() == 4:
-        layout = torch.channels_last
-    elif model.dim() == 5 and not model.is_contiguous() and model.is_contiguous(memory_format=torch.channels_last_3d):
-        layout = torch.channels_last_3d
-    elif value.stride() == _strides(value.shape) and value.data_ptr() != model.data_ptr() and not value._is_view():
-        return value
-    return torch.empty_like(value, memory_format=layout).copy_(value)
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides of a new tensor; axes of length zero count as one."""
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether the strides are those of channels-last, also where axes of length one make both formats hold."""
-    if tensor.dim() != 4:
-        return False
-    _, channels, height, width = tensor.shape
-    return tensor.stride() == (channels * height * width, 1, width * channels, channels)

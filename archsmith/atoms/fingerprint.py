@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Set
 from typing import cast
 
 import torch
@@ -56,8 +57,13 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
 
 def first_names(model: nn.Module) -> dict[str, str]:
     """Return by every name of a parameter or buffer the first name of the same tensor; tied tensors share it."""
+    return first_of(named_tensors(model)[0])
+
+
+def first_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the same for tensors by name."""
     seen: dict[int, str] = {}
-    return {name: seen.setdefault(id(tensor), name) for name, tensor in named_tensors(model)[0].items()}
+    return {name: seen.setdefault(id(tensor), name) for name, tensor in tensors.items()}
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -73,14 +79,18 @@ def fingerprint(model: nn.Module) -> str:
     which of them are tied. Precision, device, memory format and values do not count, nor do buffers that are not
     saved: these may be caches. Wrappers of ``torch.compile`` and DDP are looked through.
     """
-    tensors, saved = named_tensors(unwrap(model))
-    seen: dict[int, str] = {}
-    first = {name: seen.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    return fingerprint_of(*named_tensors(unwrap(model)))
+
+
+def fingerprint_of(tensors: Mapping[str, Tensor], saved: Set[str]) -> str:
+    """Return the fingerprint of what ``named_tensors`` returned."""
+    first = first_of(tensors)
     lines = [[name, list(tensors[name].shape), _kind(tensors[name]), first[name]] for name in sorted(saved)]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
 
 
 def _kind(tensor: Tensor) -> str:
-    if tensor.dtype.is_complex:
-        return "complex"
-    return "floating" if tensor.dtype.is_floating_point else "integer"
+    dtype = tensor.dtype
+    if dtype.is_floating_point:
+        return "floating"
+    return "complex" if dtype.is_complex else "integer"

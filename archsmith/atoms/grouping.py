@@ -65,6 +65,7 @@ class Grouping:
     def __init__(self, graph: LabelledGraph) -> None:
         self._graph = graph
         self._keys = [(name, axis) for name, axes in graph.sources.items() for axis in axes]
+        self._indices: dict[tuple[tuple[int, ...], bytes], IntArray] = {}  # places of one kind share their positions
         self._collect()
         self.groups: list[UnitGroup] = []
         self.units: dict[str, IntArray] = {}
@@ -124,7 +125,8 @@ class Grouping:
         places = []
         for key in dict.fromkeys(keys.tolist()):
             name, axis = self._keys[key]
-            places.append(Place(name, (axis,), np.sort(stacked[:, keys == key, 2], axis=1)))
+            index = np.sort(stacked[:, keys == key, 2], axis=1)
+            places.append(Place(name, (axis,), self._indices.setdefault((index.shape, index.tobytes()), index)))
         return places
 
     def _name(self, made: Sequence[tuple[IntArray, list[Place], int]]) -> None:

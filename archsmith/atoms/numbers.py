@@ -18,15 +18,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from archsmith.atoms.attributes import refresh_attributes, set_attributes
 from archsmith.atoms.doubles import in_double, widened
-from archsmith.atoms.edits import Edits, take
+from archsmith.atoms.edits import Edits
 from archsmith.atoms.fingerprint import first_names
 from archsmith.atoms.groups import tensors_of
 from archsmith.atoms.masked import masked_interpreter
 from archsmith.atoms.plan import CutRefused
 from archsmith.atoms.propagate import LabelledGraph
+from archsmith.atoms.slices import empty, take
 from archsmith.atoms.trace import Forward, call_arguments
 from archsmith.atoms.units import Cut
 from archsmith.graph import evaluating
+
+BLOCK = 1 << 17
+"""Elements that are compared at a time: a block stays in the cache."""
 
 NOISE = 0.1
 """Size of the numbers on top, relative to the root mean square of each tensor."""
@@ -170,7 +174,7 @@ def relative(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
     if not expected.numel():
         return 0.0
     scale = max(_largest(expected), floor)
-    gap = _largest(found - expected)
+    gap = _difference(found, expected)
     if math.isfinite(scale) and math.isfinite(gap):
         return gap / scale if scale else gap
     finite = expected.isfinite()
@@ -180,6 +184,20 @@ def relative(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
         return float("inf")
     found, expected = found[finite], expected[finite]
     return relative(found, expected, floor)
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest magnitude of the difference, NaN if there is one; large tensors by blocks, without a copy."""
+    plain = found.dtype == expected.dtype and found.is_contiguous() and expected.is_contiguous()
+    if not plain or found.shape != expected.shape or found.numel() <= BLOCK:
+        return _largest(found - expected)
+    space, worst = torch.empty(BLOCK, dtype=found.dtype, device=found.device), 0.0
+    for one, other in zip(found.detach().view(-1).split(BLOCK), expected.detach().view(-1).split(BLOCK), strict=True):
+        largest = _largest(torch.sub(one, other, out=space[: len(one)]))
+        if math.isnan(largest):
+            return largest
+        worst = max(worst, largest)
+    return worst
 
 
 def _largest(value: Tensor) -> float:
@@ -212,7 +230,7 @@ def randomised(model: nn.Module, seed: int) -> dict[str, Tensor]:
 def _noisy(value: Tensor, generator: torch.Generator, parameter: bool) -> Tensor:
     if not value.is_floating_point() or not value.numel():
         return value.clone()
-    wide = value.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    wide = empty(value.shape, value, torch.float64).copy_(value)
     rows = wide.view(wide.shape[0], -1) if wide.dim() > 1 else wide.view(1, -1)
     size = NOISE * (_size(wide) or 1.0)
     left, right = (torch.randn(n, generator=generator, dtype=torch.float64).to(wide.device) for n in rows.shape)

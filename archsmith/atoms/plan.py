@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
-from archsmith.atoms.fingerprint import fingerprint, first_names, unwrap
-from archsmith.atoms.groups import tensors_of
-from archsmith.atoms.units import Cut, IntArray, TensorCut, UnitGroup
+from archsmith.atoms.fingerprint import fingerprint_of, first_of, named_tensors, unwrap
+from archsmith.atoms.units import Cut, IntArray, Place, TensorCut, UnitGroup
 from archsmith.core.errors import Shown, UserError
 
 BoolArray = npt.NDArray[np.bool_]
@@ -67,7 +66,7 @@ def plan_cut(
             would be left empty; rows of a jointly cut tensor would keep different numbers of columns.
         UserError: A group is unknown, a position does not exist, or a place does not fit its tensor.
     """
-    model = unwrap(model)
+    tensors, saved = named_tensors(unwrap(model))
     known = {group.name: group for group in groups}
     if len(known) < len(groups):
         names = [group.name for group in groups]
@@ -83,9 +82,9 @@ def plan_cut(
             gone[name] = positions
     return Cut(
         removed=gone,
-        tensors=_tensor_cuts([known[name] for name in gone], gone, model),
+        tensors=_tensor_cuts([known[name] for name in gone], gone, tensors),
         attributes=dict(attributes or {}),
-        fingerprint=fingerprint(model),
+        fingerprint=fingerprint_of(tensors, saved),
     )
 
 
@@ -119,12 +118,16 @@ def _positions(group: UnitGroup, units: Iterable[int]) -> IntArray:
     return positions
 
 
-def _tensor_cuts(groups: Sequence[UnitGroup], gone: Mapping[str, IntArray], model: nn.Module) -> dict[str, TensorCut]:
+def _tensor_cuts(
+    groups: Sequence[UnitGroup], gone: Mapping[str, IntArray], tensors: Mapping[str, Tensor]
+) -> dict[str, TensorCut]:
     """Collect the dead positions of every tensor over all groups, then turn them into what is kept."""
-    first, tensors = first_names(model), tensors_of(model)
+    first = first_of(tensors)
     dead: dict[str, dict[tuple[int, ...], BoolArray]] = {}
     owner: dict[str, str] = {}
+    flags: dict[int, tuple[IntArray, BoolArray]] = {}
     for group in groups:
+        flags.clear()
         for place in group.places:
             if place.tensor not in first:
                 raise UserError(
@@ -135,41 +138,80 @@ def _tensor_cuts(groups: Sequence[UnitGroup], gone: Mapping[str, IntArray], mode
             name = first[place.tensor]
             shape = tuple(tensors[name].shape)
             length = _length(group, place.tensor, place.axes, shape)
-            if place.index.ndim != 2 or len(place.index) != group.size:
-                raise UserError(
-                    f"group '{group.name}'",
-                    Shown(f"an index of shape {place.index.shape} for '{place.tensor}'"),
-                    allowed=f"({group.size}, k): one row for each unit",
-                )
-            if place.index.size and not 0 <= place.index.min() <= place.index.max() < length:
-                raise UserError(
-                    f"group '{group.name}'",
-                    Shown(f"positions up to {place.index.max()} on axes {place.axes} of '{place.tensor}' {shape}"),
-                    allowed=f"0 to {length - 1}; describe the present model",
-                )
+            known = flags.get(id(place.index))
+            if known is None or len(known[1]) != length:
+                known = flags[id(place.index)] = (place.index, _flags(group, place, length, shape, gone[group.name]))
             masks = dead.setdefault(name, {})
-            if place.axes not in masks:
-                masks[place.axes] = np.zeros(length, dtype=bool)
-            masks[place.axes][place.index[gone[group.name]]] = True
+            masks[place.axes] = masks[place.axes] | known[1] if place.axes in masks else known[1]
             owner.setdefault(name, group.name)
     cuts = {}
+    selections = _Selections()
     for name, masks in dead.items():
-        cut = _tensor_cut(owner[name], name, tuple(tensors[name].shape), masks)
+        cut = _tensor_cut(owner[name], name, tuple(tensors[name].shape), masks, selections)
         if cut is not None:
             cuts[name] = cut
     return cuts
 
 
+def _flags(group: UnitGroup, place: Place, length: int, shape: tuple[int, ...], gone: IntArray) -> BoolArray:
+    """Return which of ``length`` positions the units ``gone`` own in one place."""
+    if place.index.ndim != 2 or len(place.index) != group.size:
+        raise UserError(
+            f"group '{group.name}'",
+            Shown(f"an index of shape {place.index.shape} for '{place.tensor}'"),
+            allowed=f"({group.size}, k): one row for each unit",
+        )
+    if place.index.size and not 0 <= place.index.min() <= place.index.max() < length:
+        raise UserError(
+            f"group '{group.name}'",
+            Shown(f"positions up to {place.index.max()} on axes {place.axes} of '{place.tensor}' {shape}"),
+            allowed=f"0 to {length - 1}; describe the present model",
+        )
+    flags = np.zeros(length, dtype=bool)
+    flags[place.index[gone]] = True
+    return flags
+
+
+class _Selections:
+    """Keeps one array for each different selection: the tensors of one width share it."""
+
+    def __init__(self) -> None:
+        self._by_content: dict[bytes, IntArray] = {}
+        self._by_dead: dict[int, tuple[BoolArray, IntArray]] = {}
+
+    def of(self, living: BoolArray) -> IntArray:
+        """Return the living positions."""
+        key = living.tobytes()
+        if key not in self._by_content:
+            self._by_content[key] = np.flatnonzero(living)
+        return self._by_content[key]
+
+    def living(self, dead: BoolArray) -> IntArray:
+        """Return the positions that are not dead."""
+        if id(dead) not in self._by_dead:
+            self._by_dead[id(dead)] = (dead, self.of(~dead))
+        return self._by_dead[id(dead)][1]
+
+
 def _length(group: UnitGroup, tensor: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> int:
     if not (axes and axes[0] >= 0 and axes[-1] < len(shape) and all(a < b for a, b in pairwise(axes))):
         raise UserError(f"group '{group.name}'", axes, allowed=f"ascending axes of '{tensor}', whose shape is {shape}")
+    if len(axes) == 1:
+        return shape[axes[0]]
     return math.prod(shape[axis] for axis in axes)
 
 
 def _tensor_cut(
-    group: str, name: str, shape: tuple[int, ...], dead: Mapping[tuple[int, ...], BoolArray]
+    group: str,
+    name: str,
+    shape: tuple[int, ...],
+    dead: Mapping[tuple[int, ...], BoolArray],
+    selections: _Selections,
 ) -> TensorCut | None:
     """Return what one tensor keeps: a plain cut where the living form a rectangle, else rows of equal length."""
+    if all(len(axes) == 1 for axes in dead):
+        kept = {axes[0]: selections.living(mask) for axes, mask in sorted(dead.items())}
+        return _plain_cut(group, name, shape, kept)
     alone = {axes[0]: ~mask for axes, mask in dead.items() if len(axes) == 1}
     together = {axes: ~mask for axes, mask in dead.items() if len(axes) > 1}
     living = dict(alone)
@@ -204,7 +246,17 @@ def _tensor_cut(
         joint = (axes, np.flatnonzero(block.reshape(-1)).reshape(int(rows.sum()), int(counts[0])))
         for axis in axes:
             living.pop(axis, None)
-    kept = {axis: np.flatnonzero(mask) for axis, mask in sorted(living.items())}
+    kept = {axis: selections.of(mask) for axis, mask in sorted(living.items())}
+    return _plain_cut(group, name, shape, kept, joint)
+
+
+def _plain_cut(
+    group: str,
+    name: str,
+    shape: tuple[int, ...],
+    kept: Mapping[int, IntArray],
+    joint: tuple[tuple[int, ...], IntArray] | None = None,
+) -> TensorCut | None:
     for axis, index in kept.items():
         if not len(index):
             raise CutRefused(group, f"nothing of axis {axis} of '{name}' {shape} would remain")

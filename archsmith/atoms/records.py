@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from archsmith.atoms.attributes import refresh_attributes, set_attributes
-from archsmith.atoms.edits import Edits, take
+from archsmith.atoms.edits import Edits
 from archsmith.atoms.fingerprint import fingerprint, first_names, shapes_of, unwrap
 from archsmith.atoms.groups import tensors_of
+from archsmith.atoms.slices import take
 from archsmith.atoms.units import IntArray, TensorCut
 from archsmith.core.errors import Shown, UserError
 
@@ -80,6 +81,7 @@ class Record:
     def to_json(self) -> str:
         """Return the record as JSON text; equal selections (a residual stream) are written once."""
         selections: dict[bytes, int] = {}
+        known: dict[int, int] = {}  # by object: most tensors of one width share one array
         texts: list[str] = []
 
         def number(index: IntArray) -> int:
@@ -89,11 +91,16 @@ class Record:
                 texts.append(to_ranges(index))
             return selections[key]
 
+        def shared(index: IntArray) -> int:
+            if id(index) not in known:
+                known[id(index)] = number(index)
+            return known[id(index)]
+
         tensors: dict[str, Any] = {}
         for name, cut in self.tensors.items():
             entry: dict[str, Any] = {}
             if cut.axes:
-                entry["axes"] = {str(axis): number(index) for axis, index in cut.axes.items()}
+                entry["axes"] = {str(axis): shared(index) for axis, index in cut.axes.items()}
             if cut.joint is not None:
                 rows = [number(row) for row in cut.joint[1]]
                 entry["joint"] = {"axes": list(cut.joint[0]), "rows": rows}
@@ -173,12 +180,13 @@ class Record:
         return "\n".join(lines)
 
 
-def record(model: nn.Module, present: str | None = None) -> Record:
+def record(model: nn.Module, present: str | None = None, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Record:
     """Return what was kept of a network since its first cut; an empty record when it was never cut.
 
     Args:
         model: The network.
         present: Its fingerprint, where it is known already.
+        shapes: Likewise what ``shapes_of`` returns.
 
     Raises:
         UserError: The network was changed by other hands after its last cut.
@@ -187,7 +195,7 @@ def record(model: nn.Module, present: str | None = None) -> Record:
     present = present or fingerprint(model)
     text = model.__dict__.get(ATTRIBUTE)
     if text is None:
-        return Record(present, present, shapes_of(model))
+        return Record(present, present, shapes_of(model) if shapes is None else shapes)
     found = Record.from_json(text)
     if found.result != present:
         raise UserError(
@@ -370,7 +378,7 @@ def to_ranges(index: IntArray) -> str:
     """Return positions as text, runs by their ends: ``"0-5,8,10-12"``."""
     if not len(index):
         return ""
-    breaks = np.flatnonzero(np.diff(index) != 1) + 1
+    breaks = np.flatnonzero(index[1:] != index[:-1] + 1) + 1
     firsts = index[np.concatenate([[0], breaks])].tolist()
     lasts = index[np.concatenate([breaks - 1, [len(index) - 1]])].tolist()
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))

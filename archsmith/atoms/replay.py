@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from archsmith.atoms.attributes import refresh_attributes, set_attributes
-from archsmith.atoms.edits import Edits, take
+from archsmith.atoms.edits import Edits
 from archsmith.atoms.fingerprint import first_names
 from archsmith.atoms.labels import BoolArray
 from archsmith.atoms.plan import CutRefused
@@ -30,6 +30,7 @@ from archsmith.atoms.propagate import Expected, LabelledGraph, arguments, module
 from archsmith.atoms.rules.creation import UNIFORM
 from archsmith.atoms.rules.movement import GATHERS, MOVEMENTS, apply_to
 from archsmith.atoms.rules.table import packet_name
+from archsmith.atoms.slices import take
 from archsmith.atoms.trace import Forward, Program, export, named_tensors
 from archsmith.atoms.units import Cut
 from archsmith.core.errors import UserError

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from archsmith.atoms.attributes import refresh_attributes
-from archsmith.atoms.edits import Edits, kept
+from archsmith.atoms.edits import Edits
 from archsmith.atoms.groups import AtomBlock, Atoms, activate, tensors_of
 from archsmith.atoms.score import Keep
+from archsmith.atoms.slices import kept
 from archsmith.atoms.units import TensorCut
 
 

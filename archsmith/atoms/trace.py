@@ -6,7 +6,8 @@ import itertools
 import operator
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -146,7 +147,13 @@ def export(model: nn.Module, example_inputs: Any, forward: Forward | None, *, tr
     args, kwargs = call_arguments(model, example_inputs)
     module = model if forward is None else Called(model, forward)
     try:
-        with evaluating(module, training=training), attributes_kept(model), torch.no_grad(), quiet_tracing():
+        with (
+            evaluating(module, training=training),
+            attributes_kept(model),
+            torch.no_grad(),
+            quiet_tracing(),
+            _without_stack_traces(),
+        ):
             program = torch.export.export(module, args, kwargs, strict=False)
     except Exception as error:
         line = where(error, model, forward)
@@ -163,6 +170,17 @@ def export(model: nn.Module, example_inputs: Any, forward: Forward | None, *, tr
             hint="Pass forward=lambda model, *inputs: ... to trace a part or another way of calling it.",
         ) from error
     return Program(program)
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Trace without the text of the call stack of every operator, which nothing here reads."""
+    before = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = before
 
 
 def where(error: BaseException, model: nn.Module, forward: Forward | None) -> str:

@@ -17,11 +17,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from archsmith.atoms.attributes import refresh_attributes, set_attributes
-from archsmith.atoms.edits import Edits, in_layout_of, take
-from archsmith.atoms.fingerprint import fingerprint, first_names, unwrap
+from archsmith.atoms.edits import Edits
+from archsmith.atoms.fingerprint import fingerprint, fingerprint_of, first_of, named_tensors, unwrap
 from archsmith.atoms.groups import tensors_of
 from archsmith.atoms.optimizer_state import check_owners, elementwise_states, inner_optimizers
 from archsmith.atoms.records import Record, attach, record
+from archsmith.atoms.slices import Selections, in_layout_of, take
 from archsmith.atoms.trace import call_arguments
 from archsmith.atoms.units import Cut, TensorCut
 from archsmith.atoms.wrappers import forbid_wrappers
@@ -124,30 +125,32 @@ def apply_(
     inner = unwrap(model)
     averaged = [unwrap(average) for average in averages]
     tables, optimizers = list(tables), inner_optimizers(optimizers)
-    present = fingerprint(inner)
-    tensors = tensors_of(inner)
+    tensors, saved = named_tensors(inner)
+    present = fingerprint_of(tensors, saved)
     _check_fit(tensors, present, cut, "model")
     for average in averaged:
         _check_fit(tensors_of(average), fingerprint(average), cut, "averages")
     shapes = {name: tuple(tensors[name].shape) for name in cut.tensors}
-    past = record(inner, present)
+    past = record(inner, present, {name: tuple(t.shape) for name, t in tensors.items() if name in saved})
     parameters = {name: tensors[name] for name in cut.tensors if isinstance(tensors[name], nn.Parameter)}
     free = check_owners(optimizers, parameters) if optimizers and parameters else []
     notes = [f"no optimiser holds {_listed(free)}"] if free else []
     notes += getattr(absorb, "notes", [])
 
-    first = first_names(inner)
+    first = first_of(tensors)
     part = shares or _WHOLE
-    new_model, absorbed = _new_values(tensors, tensors, cut.tensors, first, absorb, part, "model")
-    grads = {name: take_gradient(parameter, cut.tensors[name]) for name, parameter in parameters.items()}
+    known: Selections = {}
+    new_model, absorbed = _new_values(tensors, tensors, cut.tensors, first, absorb, part, "model", known)
+    grads = {name: take_gradient(parameter, cut.tensors[name], known) for name, parameter in parameters.items()}
     grads = {name: None if g is None else part.scaled(name, g, gradient=1) for name, g in grads.items()}
     new_averages = []
     for own in map(tensors_of, averaged):
-        new_averages.append(_new_values(own, own, cut.tensors, first, absorb, part, "averages")[0])
-    new_tables = [_new_values(table, tensors, cut.tensors, first, absorb, part, "tables")[0] for table in tables]
+        new_averages.append(_new_values(own, own, cut.tensors, first, absorb, part, "averages", known)[0])
+    for_table = (tensors, cut.tensors, first, absorb, part, "tables", known)
+    new_tables = [_new_values(table, *for_table)[0] for table in tables]
     new_state = []
     for entry in elementwise_states(optimizers, parameters, elementwise):
-        value = take(entry.value, cut.tensors[entry.parameter])
+        value = take(entry.value, cut.tensors[entry.parameter], known)
         value = part.scaled(entry.parameter, value, gradient=entry.order) if entry.order else value
         new_state.append((entry.state, entry.key, value))
     before = None if probe is None else _outputs(inner, probe)
@@ -164,11 +167,11 @@ def apply_(
             table.update(new)
         given = {**cut.attributes, **(attributes or {})}
         changed = set_attributes(inner, given, edits)
-        derived = refresh_attributes(inner, cut.tensors, edits)
+        derived = refresh_attributes(inner, cut.tensors, edits, tensors)
         for average in averaged:
             set_attributes(average, given, edits)
             refresh_attributes(average, cut.tensors, edits)
-        done = past.then(cut.tensors, changed, fingerprint(inner), shapes)
+        done = past.then(cut.tensors, changed, fingerprint_of(tensors, saved), shapes)
         text = done.to_json()
         for network in (inner, *averaged):
             attach(network, text, edits)
@@ -197,6 +200,7 @@ def _check_fit(tensors: Mapping[str, Tensor], present: str, cut: Cut, what: str)
             allowed=f"the one that the cut was planned for, {cut.fingerprint}",
             hint="Plan the cut anew on the present model.",
         )
+    lasts: dict[int, int] = {}  # by object: tensors of one width share one array
     for name, keeping in cut.tensors.items():
         if name not in tensors:
             raise UserError(what, Shown(f"a network without '{name}'"), allowed="the one that the cut was planned for")
@@ -208,7 +212,10 @@ def _check_fit(tensors: Mapping[str, Tensor], present: str, cut: Cut, what: str)
                 hint="Cut before parameters are sharded or quantised.",
             )
         shape = tensors[name].shape
-        ends = [(axis, int(index.max(initial=-1)), len(index)) for axis, index in keeping.axes.items()]
+        for index in keeping.axes.values():
+            if id(index) not in lasts:
+                lasts[id(index)] = int(index.max(initial=-1))
+        ends = [(axis, lasts[id(index)], len(index)) for axis, index in keeping.axes.items()]
         if keeping.joint is not None:
             axes, positions = keeping.joint
             if positions.max(initial=-1) >= shape[axes[0]] * shape[axes[1]]:
@@ -230,6 +237,7 @@ def _new_values(
     absorb: Absorb | None,
     shares: Shares,
     what: str,
+    known: Selections,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the new value of every tensor of ``table`` that changes, and which took up constants; nothing is written.
 
@@ -252,20 +260,20 @@ def _new_values(
                 value = in_layout_of(tensor, value + additions[canonical].to(value))
                 absorbed.append(name)
             if canonical in cuts:
-                value = shares.scaled(canonical, take(value, cuts[canonical]))
+                value = shares.scaled(canonical, take(value, cuts[canonical], known))
             done[id(tensor)] = value
         new[name] = done[id(tensor)]
     return new, absorbed
 
 
-def take_gradient(parameter: Tensor, cut: TensorCut) -> Tensor | None:
+def take_gradient(parameter: Tensor, cut: TensorCut, known: Selections | None = None) -> Tensor | None:
     """Return what a cut keeps of a parameter's gradient, sparse ones included."""
     grad = parameter.grad
     if grad is None:
         return None
     if grad.layout == torch.sparse_coo:
-        return take(grad.to_dense(), cut).to_sparse(grad.sparse_dim())
-    return take(grad, cut)
+        return take(grad.to_dense(), cut, known).to_sparse(grad.sparse_dim())
+    return take(grad, cut, known)
 
 
 def write_tensors(

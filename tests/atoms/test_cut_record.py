@@ -12,7 +12,6 @@ from cut_samples import REMOVED, Block, batches, block_groups, rows, steps
 from safetensors.torch import save_file
 from torch import nn
 
-from archsmith.atoms.edits import take
 from archsmith.atoms.plan import plan_cut
 from archsmith.atoms.records import (
     Record,
@@ -24,6 +23,7 @@ from archsmith.atoms.records import (
     save_weights,
     to_ranges,
 )
+from archsmith.atoms.slices import take
 from archsmith.atoms.transaction import apply_
 from archsmith.atoms.units import Place, TensorCut, UnitGroup
 from archsmith.core.errors import UserError
