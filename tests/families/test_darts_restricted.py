@@ -27,7 +27,9 @@ def restricted(name, **changes):
     return darts_family(restricted=name, **settings)
 
 
-@pytest.mark.parametrize("space", [pytest.param("s1", marks=pytest.mark.slow), "s2", pytest.param("s5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "space", [pytest.param("s1", marks=pytest.mark.slow), "s2", pytest.param("s5", marks=pytest.mark.slow)]
+)
 def test_supernets_have_the_published_sizes(space):
     case = CASES[f"count:supernet:{space}:C16:L8"]["expected"]
     family = restricted(space, image=(3, 32, 32), num_classes=10, channels=16, cells=8)
