@@ -28,6 +28,7 @@ from archsmith.layers.darts import (
 )
 from archsmith.layers.partial_nets import PartialDartsNetwork
 from archsmith.space import Architecture, ProductSpace
+from archsmith.supernet.fused import NodeSums
 from archsmith.supernet.mixed import Relaxation
 from archsmith.supernet.partial import partial_form
 from archsmith.supernet.relaxed import MakeEdge, SearchSupernet, mixed_edge
@@ -88,16 +89,20 @@ class SearchCell(nn.Module):
     ) -> Tensor:
         """Map both inputs to (B, nodes * C, H', W'); every edge counts by its weight, where they have any."""
         states = [self.before(before), self.previous(previous)]
+        nodes = NodeSums(self.edges, states)
         edge = 0
         for _ in range(self.nodes):
-            terms = [self.edges[edge + source](state, mixing_EO[edge + source]) for source, state in enumerate(states)]
-            if edge_weights_E is not None:
-                terms = [edge_weights_E[edge + source] * term for source, term in enumerate(terms)]
-            edge += len(terms)
-            total = terms[0]
-            for term in terms[1:]:
-                total = total + term
-            states.append(total)
+            own = range(edge, edge + len(states))
+            states.append(
+                nodes(
+                    states,
+                    [self.edges[edge] for edge in own],
+                    [mixing_EO[edge] for edge in own],
+                    None if edge_weights_E is None else [edge_weights_E[edge] for edge in own],
+                )
+            )
+            edge = own.stop
+        nodes.finish_()
         return torch.cat(states[2:], dim=1)
 
 

@@ -17,6 +17,7 @@ from archsmith.families.cell_spaces import NB201_EDGES, NB201_PATHS
 from archsmith.layers.cells import NasBench201Network, make_edge_operation
 from archsmith.layers.partial_nets import PartialNasBench201Network
 from archsmith.space import Architecture, ProductSpace
+from archsmith.supernet.fused import NodeSums
 from archsmith.supernet.mixed import Relaxation
 from archsmith.supernet.partial import partial_form
 from archsmith.supernet.relaxed import MakeEdge, SearchSupernet
@@ -50,15 +51,18 @@ class MixedCell(nn.Module):
     def forward(self, x: Tensor, mixing_EO: Tensor, edge_weights_E: Tensor | None = None) -> Tensor:
         """Map (B, C, H, W) to the same shape; every edge counts by its weight, where they have any."""
         states = [x]
+        nodes = NodeSums(self.edges, states)
         for target in range(1, 4):
-            total: Tensor | None = None
-            for edge, (source, end) in enumerate(NB201_EDGES):
-                if end == target:
-                    term = self.edges[edge](states[source], mixing_EO[edge])
-                    term = term if edge_weights_E is None else edge_weights_E[edge] * term
-                    total = term if total is None else total + term
-            assert total is not None
-            states.append(total)
+            own = [edge for edge, (_, end) in enumerate(NB201_EDGES) if end == target]
+            states.append(
+                nodes(
+                    [states[NB201_EDGES[edge][0]] for edge in own],
+                    [self.edges[edge] for edge in own],
+                    [mixing_EO[edge] for edge in own],
+                    None if edge_weights_E is None else [edge_weights_E[edge] for edge in own],
+                )
+            )
+        nodes.finish_()
         return states[-1]
 
 

@@ -30,6 +30,7 @@ from archsmith.atoms.surgery import cut_
 from archsmith.core.errors import UserError
 from archsmith.core.rng import seed_of
 from archsmith.families.mobile import MobileFamily, collapse_
+from archsmith.layers.depthwise import use_fast_depthwise_
 from archsmith.layers.mobile import MobileNet
 from archsmith.run.costs import CostModel
 from archsmith.run.drive import Delivered, Monitor
@@ -37,7 +38,6 @@ from archsmith.space import Architecture
 from archsmith.tasks.base import Task
 from archsmith.train.average import MovingAverage, recalibrate, rescaled_decay
 from archsmith.train.compute import Compute
-from archsmith.train.depthwise import use_fast_depthwise_
 from archsmith.train.layout import use_memory_format_
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
 from archsmith.train.optim import RMSprop, decay_groups

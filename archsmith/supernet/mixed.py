@@ -140,16 +140,25 @@ class MixedOp(nn.Module):
         Raises:
             UserError: Fewer weights than candidates, or candidates of different shapes.
         """
+        row = self.row(weights)
+        try:
+            return self.relaxation.mix(x, self.candidates, row)
+        except RuntimeError as error:
+            self.explain_shapes(x, error)
+            raise
+
+    def row(self, weights: Weights) -> Weights:
+        """Return one weight for each candidate.
+
+        Raises:
+            UserError: There are fewer.
+        """
         if len(weights) < len(self.candidates):
             given = Shown(f"{len(weights)} numbers")
             raise UserError("mixing weights", given, allowed=f"one for each of {', '.join(self.candidates)}")
-        try:
-            return self.relaxation.mix(x, self.candidates, weights[: len(self.candidates)])
-        except RuntimeError as error:
-            self._explain_shapes(x, error)
-            raise
+        return weights[: len(self.candidates)]
 
-    def _explain_shapes(self, x: Tensor, error: RuntimeError) -> None:
+    def explain_shapes(self, x: Tensor, error: RuntimeError) -> None:
         """Raise a clear error if the cause is that candidates disagree about the shape of their output."""
         with torch.no_grad():
             shapes = {}

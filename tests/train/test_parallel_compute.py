@@ -10,12 +10,12 @@ from torch import nn
 
 from archsmith.core.errors import UserError
 from archsmith.core.rng import seed_of
+from archsmith.layers.depthwise import FastDepthwise, use_fast_depthwise_
 from archsmith.tasks import open_task
 from archsmith.tasks.augment import Augment
 from archsmith.tasks.base import Batch
 from archsmith.train.average import recalibrate
 from archsmith.train.compute import Compute, part_of, resolve_device
-from archsmith.train.depthwise import FastDepthwise, use_fast_depthwise_
 from archsmith.train.loop import Diverged, LoopHooks, Position, train_epoch
 
 

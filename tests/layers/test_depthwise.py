@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from archsmith.train.depthwise import (
+from archsmith.layers.depthwise import (
     FastDepthwise,
+    depthwise,
     depthwise_weight_gradient,
+    from_phases,
+    to_phases,
     use_fast_depthwise_,
     use_plain_depthwise_,
 )
@@ -80,7 +83,7 @@ def test_only_wide_depthwise_layers_change_and_the_change_can_be_undone():
 def test_other_formats_and_types_use_torchs_own_path(change, monkeypatch):
     layer = _layer(16, 5, 1)
     use_fast_depthwise_(layer)
-    monkeypatch.setattr("archsmith.train.depthwise._Depthwise.apply", lambda *a: pytest.fail("fast path taken"))
+    monkeypatch.setattr("archsmith.layers.depthwise._Depthwise.apply", lambda *a: pytest.fail("fast path taken"))
     x = torch.randn(2, 16, 8, 8).contiguous(memory_format=torch.channels_last)
     if change == "no_grad":
         with torch.no_grad():
@@ -89,3 +92,28 @@ def test_other_formats_and_types_use_torchs_own_path(change, monkeypatch):
         layer.double()(x.double())
     else:
         layer(x.contiguous())
+
+
+@pytest.mark.parametrize(("kernel", "sides"), [(3, (8, 8)), (5, (16, 24)), (5, (4, 8))])
+def test_a_dilated_convolution_is_an_ordinary_one_of_every_phase(kernel, sides):
+    x = torch.randn(3, 6, *sides).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(6, 1, kernel, kernel)
+    assert torch.equal(from_phases(to_phases(x)), x)
+    assert torch.equal(to_phases(x)[3:6], x[:, :, ::2, 1::2])
+    expected = nn.functional.conv2d(x, weight, None, 1, kernel - 1, 2, 6)
+    torch.testing.assert_close(from_phases(depthwise(to_phases(x), weight)), expected)
+    strided = nn.functional.conv2d(x, weight, None, 2, kernel - 1, 2, 6)
+    few = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(depthwise(few, weight), strided)
+
+
+def test_second_derivatives():
+    """The gradient's gradient, which an unrolled step needs, equals torch's own."""
+    x = torch.randn(4, 8, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(8, 1, 5, 5, requires_grad=True)
+    results = []
+    for y in (depthwise(x, weight), nn.functional.conv2d(x, weight, None, 1, 2, 1, 8)):
+        first = torch.autograd.grad(y.square().sum(), [x, weight], create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), [x, weight]))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))

@@ -5,9 +5,14 @@ for kernels at most three columns wide; wider ones fall back to a general groupe
 gradient of a k x k kernel is the union of the gradients of its columns, and the columns c .. c + 2 are the gradient of
 a (k, 3) convolution of the input shifted by c. So a 5x5 kernel is two fast calls and a 7x7 kernel three.
 
-The sums are the same up to the order of additions. Elsewhere (other devices, formats, dtypes, dilation, kernels up to
-three) torch's own gradient is used.
+A dilated kernel (dilation 2) reads pixels of one parity only, so it is an ordinary convolution of four smaller images:
+``to_phases`` takes an image apart, ``from_phases`` puts it together. oneDNN's own dilated gradient is slower by far.
+
+The sums are the same up to the order of additions. Elsewhere (other devices, formats, dtypes) torch's own gradient is
+used.
 """
+
+# B batch, C channels, H height, W width
 
 from __future__ import annotations
 
@@ -33,6 +38,42 @@ class FastDepthwise(nn.Conv2d):
         if torch.is_grad_enabled() and weight.requires_grad and _applies(self, input):
             return _Depthwise.apply(input, weight, self.stride[0], int(self.padding[0]))  # type: ignore[no-untyped-call]
         return super()._conv_forward(input, weight, bias)
+
+
+def depthwise(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    """Return a depthwise convolution with zeros around the image, ``k // 2`` of them.
+
+    It has derivatives of every order; the first one of ``weight`` is this module's where that is faster.
+
+    Args:
+        x: Input (B, C, H, W).
+        weight: Kernels (C, 1, k, k), k odd.
+        stride: Of both axes.
+    """
+    size = weight.shape[-1]
+    if size > WIDEST and torch.is_grad_enabled() and weight.requires_grad and _fast_for(x):
+        return _Depthwise.apply(x, weight, stride, size // 2)  # type: ignore[no-untyped-call]
+    return F.conv2d(x, weight, None, stride, size // 2, 1, weight.shape[0])
+
+
+def to_phases(x: Tensor) -> Tensor:
+    """Return the four images of every second row and column, one behind the other: (4 B, C, H / 2, W / 2).
+
+    Args:
+        x: (B, C, H, W), H and W even. The result is channels-last.
+    """
+    batch, channels, height, width = x.shape
+    apart_BHpWqC = x.permute(0, 2, 3, 1).reshape(batch, height // 2, 2, width // 2, 2, channels)
+    phases = apart_BHpWqC.permute(2, 4, 0, 1, 3, 5).reshape(4 * batch, height // 2, width // 2, channels)
+    return phases.permute(0, 3, 1, 2)
+
+
+def from_phases(phases: Tensor) -> Tensor:
+    """Undo ``to_phases``."""
+    count, channels, height, width = phases.shape
+    apart_pqBHWC = phases.permute(0, 2, 3, 1).reshape(2, 2, count // 4, height, width, channels)
+    whole = apart_pqBHWC.permute(2, 3, 0, 4, 1, 5).reshape(count // 4, 2 * height, 2 * width, channels)
+    return whole.permute(0, 3, 1, 2)
 
 
 def use_fast_depthwise_(module: nn.Module) -> int:
@@ -64,13 +105,17 @@ def _is_wide_depthwise(layer: nn.Conv2d) -> bool:
 
 
 def _applies(layer: nn.Conv2d, x: Tensor) -> bool:
+    return layer.groups > 1 and _fast_for(x)
+
+
+def _fast_for(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")  # the gradient would come in another dtype than the input
         and not torch.compiler.is_compiling()  # the compiler cannot look into a gradient of one's own
         and x.dim() == 4
-        and layer.groups > 1
+        and x.shape[1] > 1
         and x.is_contiguous(memory_format=torch.channels_last)
         and torch.backends.mkldnn.is_available()
     )
@@ -83,13 +128,14 @@ class _Depthwise(torch.autograd.Function):
         ctx.stride, ctx.padding = stride, padding
         return F.conv2d(x, weight, None, stride, padding, 1, weight.shape[0])
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
+    @staticmethod  # every step can be differentiated again
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         x_gradient = _input_gradient(gradient, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
-        w_gradient = depthwise_weight_gradient(gradient, x, weight, ctx.stride, ctx.padding)
+        w_gradient = None
+        if ctx.needs_input_grad[1]:
+            w_gradient = depthwise_weight_gradient(gradient, x, weight, ctx.stride, ctx.padding)
         return x_gradient, w_gradient, None, None
 
 
@@ -120,7 +166,7 @@ def depthwise_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, strid
     out_height, out_width = gradient.shape[2:]
     explicit = stride > 1 or height < _SMALL_SIDE
     below = stride * (out_height - 1) + size - padding - height if explicit else 0
-    result = torch.empty_like(weight)
+    parts = []
     for first, columns in _tiles(size):
         left = first - padding
         right = left + stride * (out_width - 1) + columns
@@ -132,10 +178,8 @@ def depthwise_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, strid
             shifted = F.pad(inside, edges).contiguous(memory_format=torch.channels_last)
             around = (0 if explicit else padding, 0)
         part = weight[..., first : first + columns].contiguous(memory_format=torch.channels_last)
-        result[..., first : first + columns] = _convolution_backward(
-            gradient, shifted, part, stride, around, inputs=False
-        )
-    return result
+        parts.append(_convolution_backward(gradient, shifted, part, stride, around, inputs=False))
+    return torch.empty_like(weight).copy_(torch.cat(parts, dim=-1))
 
 
 def _tiles(size: int) -> list[tuple[int, int]]:
