@@ -92,7 +92,7 @@ def searched(name: str, task: ImageClassification, family: NasBench201Family, ep
     """Run the search part of a method; return its cell, processor seconds and figures."""
     slug, changes = CONTENDERS[name]
     _, module = load_method(slug)
-    recipe = {**module.preset_settings((3, 16, 16)), "search_epochs": epochs, "epochs": 1}
+    recipe = {**module.preset_settings((3, 16, 16)), "search_epochs": epochs, "epochs": 2}
     settings = module.Settings(**{**recipe, **changes})
     begun, wall = time.process_time(), time.perf_counter()
     searcher = module.Searcher(family=family, task=task, settings=settings, seed=seed, memory_format="channels_last")
