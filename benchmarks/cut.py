@@ -9,7 +9,8 @@ width goes (residual streams, inner widths, whole heads). Timed are
 - *cut*: ours from chosen units to the cut network (``plan_cut`` and ``apply_``); theirs ``pruner.step()`` with random
   importance, which groups, chooses and cuts.
 
-In processor seconds, which do not see other processes; the ratio is of the medians. Both cut networks are run once.
+In processor seconds, both tools in turns in one process; medians with quartiles (finding and checking: of three), the
+ratio is of the medians. Both cut networks are run.
 
 Run: ``python benchmarks/cut.py [--models resnet-50 bert-base llama-1b] [--layers 4] [--rounds 5] [--threads 1]``
 (needs transformers; torch-pruning, for the comparison only: ``pip install torch-pruning``)
@@ -92,33 +93,33 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, result
 
 
-def ours(model: nn.Module, x: Tensor, rounds: int) -> dict[str, Any]:
-    """Time finding, checking and cutting."""
+def ours(model: nn.Module, x: Tensor) -> Callable[[bool], dict[str, Any]]:
+    """Return what times one round: finding and checking where they are wanted, and cutting."""
     rng = np.random.default_rng(0)
-    finding, checking, cutting = [], [], []
-    for _ in range(min(rounds, 3)):
-        seconds, atoms = timed(lambda: find(model, x))
-        more, cut = timed(lambda atoms=atoms: atoms.plan(halves(atoms, rng)))
-        finding.append(seconds)
-        checking.append(more)
-    for _ in range(rounds):
+    known: list[Any] = []
+
+    def round_(checks: bool) -> dict[str, Any]:
+        times: dict[str, Any] = {}
+        if checks:
+            times["find"], atoms = timed(lambda: find(model, x))
+            times["check"], cut = timed(lambda: atoms.plan(halves(atoms, rng)))
+            known[:] = [atoms.groups, cut.attributes, atoms]
+        groups, attributes, atoms = known
         twin, removed = copy.deepcopy(model), halves(atoms, rng)
-        seconds, _ = timed(lambda t=twin, r=removed: apply_(t, plan_cut(atoms.groups, r, t, cut.attributes)))
-        cutting.append(seconds)
-    with torch.no_grad():
-        twin(x)
-    return {"find": finding, "check": checking, "cut": cutting, "params": params(twin)}
+        times["cut"], _ = timed(lambda: apply_(twin, plan_cut(groups, removed, twin, attributes)))
+        with torch.no_grad():
+            twin(x)
+        return times | {"params": params(twin)}
+
+    return round_
 
 
-def theirs(name: str, model: nn.Module, x: Tensor, rounds: int) -> dict[str, Any]:
+def theirs(name: str, model: nn.Module, x: Tensor) -> dict[str, Any]:
     """Time the construction of the pruner and one step."""
-    building, cutting, left = [], [], 0
-    for _ in range(rounds):
-        twin = copy.deepcopy(model)
-        seconds, pruner = timed(lambda t=twin: _pruner(name, t, x))
-        building.append(seconds)
-        cutting.append(timed(pruner.step)[0])
-        left = params(twin)
+    twin = copy.deepcopy(model)
+    building, pruner = timed(lambda: _pruner(name, twin, x))
+    cutting, _ = timed(pruner.step)
+    left = params(twin)
     _fix_heads(name, twin)
     runs = "runs"
     try:
@@ -189,29 +190,41 @@ def main() -> None:
         model, x = MODELS[name](arguments.layers)
         model.eval()
         print(f"{name}: {params(model) / 1e6:.1f} M parameters", flush=True)
-        mine = ours(model, x, arguments.rounds)
-        _show("archsmith", mine, arguments.rounds)
-        if torch_pruning is None:
+        round_ = ours(model, x)
+        mine: list[dict[str, Any]] = []
+        other: list[dict[str, Any]] = []
+        peer = torch_pruning is not None
+        for number in range(arguments.rounds):  # in turns: what the machine does meanwhile falls on both
+            mine.append(round_(number < 3))
+            if not peer:
+                continue
+            try:
+                other.append(theirs(name, model, x))
+            except Exception as error:
+                print(f"  torch-pruning fails: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
+                peer = False
+        _show("archsmith", mine)
+        if len(other) < arguments.rounds:
             continue
-        try:
-            other = theirs(name, model, x, arguments.rounds)
-        except Exception as error:
-            print(f"  torch-pruning fails: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
-            continue
-        _show("torch-pruning", other, arguments.rounds)
-        middle = {key: statistics.median(mine[key] or [float("nan")]) for key in ("find", "check", "cut")}
-        print(f"  cut: {statistics.median(other['cut']) / middle['cut']:.1f} times faster than torch-pruning")
-        share = (middle["find"] + middle["check"]) / statistics.median(other["find"])
+        _show("torch-pruning", other)
+        print(f"  cut: {middle(other, 'cut') / middle(mine, 'cut'):.1f} times faster than torch-pruning")
+        share = (middle(mine, "find") + middle(mine, "check")) / middle(other, "find")
         print(f"  finding with both checks: {share:.1f} times its building time", flush=True)
 
 
-def _show(tool: str, times: dict[str, Any], rounds: int) -> None:
+def middle(rounds: list[dict[str, Any]], key: str) -> float:
+    return statistics.median(each[key] for each in rounds if key in each)
+
+
+def _show(tool: str, rounds: list[dict[str, Any]]) -> None:
     parts = []
     for key in ("find", "check", "cut"):
-        if times.get(key):
-            seconds = times[key]
-            parts.append(f"{key} {statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})")
-    print(f"  {tool}: {', '.join(parts)}; {times['params'] / 1e6:.1f} M left; {times.get('runs', 'runs')}", flush=True)
+        seconds = [each[key] for each in rounds if key in each]
+        if seconds:
+            low, high = np.quantile(seconds, [0.25, 0.75])
+            parts.append(f"{key} {statistics.median(seconds):.3f} s ({low:.3f} to {high:.3f})")
+    last = rounds[-1]
+    print(f"  {tool}: {', '.join(parts)}; {last['params'] / 1e6:.1f} M left; {last.get('runs', 'runs')}", flush=True)
 
 
 if __name__ == "__main__":
