@@ -23,7 +23,7 @@ from archsmith.atoms.groups import tensors_of
 from archsmith.atoms.penalty import ScalePenalty, penalty_weights
 from archsmith.core.allocator import raise_malloc_thresholds
 from archsmith.families.mobile import MobileFamily, mobile_family
-from archsmith.layers.depthwise import use_fast_depthwise_
+from archsmith.supernet.depthwise import use_fast_depthwise_
 from archsmith.train.average import MovingAverage
 from archsmith.train.layout import use_memory_format_
 from archsmith.train.optim import RMSprop, decay_groups

@@ -194,7 +194,7 @@ def test_a_loader_that_cannot_repeat_itself_is_announced(tmp_path: Path, capsys:
     ("changes", "match"),
     [
         ({"method": "darts2"}, "method: got 'darts2'; allowed: "),
-        ({"family": "mobil"}, "family: got 'mobil'; allowed: .*mobile, nas-bench-201"),
+        ({"family": "mobil"}, "family: got 'mobil'; allowed: .*mobile, mobile-chain, nas-bench-201"),
         ({"budget": "macs<=9x"}, "above the supernet"),
         ({"settings": {"epochs": 0}}, "settings.epochs: got 0"),
         ({"threads": 0}, "threads: got 0"),

@@ -74,7 +74,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     [
         (["--method", "atomsnas"], r"method: got 'atomsnas'; allowed: .*atomnas"),
         (["--task", "digit"], r"task: got 'digit'; allowed: .*cifar10.*digits"),
-        (["--family", "mobil"], r"family: got 'mobil'; allowed: .*mobile, nas-bench-201"),
+        (["--family", "mobil"], r"family: got 'mobil'; allowed: .*mobile, mobile-chain, nas-bench-201"),
         (["--budget", ""], r"budget: got ''; allowed: limits"),
         (["--budget", "fast"], r"budget: got 'fast'; allowed: limits like"),
         (["--budget", "<=0.4x"], r"budget: got '<=0.4x'; allowed: a cost name .*'macs'.*Write macs<=0.4x"),

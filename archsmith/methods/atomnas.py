@@ -30,11 +30,11 @@ from archsmith.atoms.surgery import cut_
 from archsmith.core.errors import UserError
 from archsmith.core.rng import seed_of
 from archsmith.families.mobile import MobileFamily, collapse_
-from archsmith.layers.depthwise import use_fast_depthwise_
 from archsmith.layers.mobile import MobileNet
 from archsmith.run.costs import CostModel
 from archsmith.run.drive import Delivered, Monitor
 from archsmith.space import Architecture
+from archsmith.supernet.depthwise import use_fast_depthwise_
 from archsmith.tasks.base import Task
 from archsmith.train.average import MovingAverage, recalibrate, rescaled_decay
 from archsmith.train.compute import Compute

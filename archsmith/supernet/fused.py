@@ -26,9 +26,9 @@ from torch.nn.modules import module as torch_module
 
 from archsmith.layers.cells import ReluConvNorm, Zero
 from archsmith.layers.darts import ReluConvBn, Zeros
-from archsmith.layers.depthwise import FastDepthwise, depthwise, from_phases, to_phases
-from archsmith.layers.norm_sum import normalised_relu, normalised_sum
+from archsmith.supernet.depthwise import FastDepthwise, depthwise, from_phases, to_phases
 from archsmith.supernet.mixed import MixedOp, Relaxation, Weights
+from archsmith.supernet.norm_sum import normalised_relu, normalised_sum
 from archsmith.supernet.partial import PartialEdge, left_out
 
 T = TypeVar("T")

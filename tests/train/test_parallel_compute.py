@@ -10,7 +10,7 @@ from torch import nn
 
 from archsmith.core.errors import UserError
 from archsmith.core.rng import seed_of
-from archsmith.layers.depthwise import FastDepthwise, use_fast_depthwise_
+from archsmith.supernet.depthwise import FastDepthwise, use_fast_depthwise_
 from archsmith.tasks import open_task
 from archsmith.tasks.augment import Augment
 from archsmith.tasks.base import Batch

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from archsmith.layers.norm_sum import normalised_relu, normalised_sum
+from archsmith.supernet.norm_sum import normalised_relu, normalised_sum
 
 
 def maps(count, *, shape=(3, 4, 5, 6), seed=0):

@@ -19,8 +19,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 WIDEST = 3
 """Columns that the fast weight gradient takes at once."""
@@ -53,7 +53,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     size = weight.shape[-1]
     if size > WIDEST and torch.is_grad_enabled() and weight.requires_grad and _fast_for(x):
         return _Depthwise.apply(x, weight, stride, size // 2)  # type: ignore[no-untyped-call]
-    return F.conv2d(x, weight, None, stride, size // 2, 1, weight.shape[0])
+    return functional.conv2d(x, weight, None, stride, size // 2, 1, weight.shape[0])
 
 
 def to_phases(x: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, None, stride, padding, 1, weight.shape[0])
+        return functional.conv2d(x, weight, None, stride, padding, 1, weight.shape[0])
 
     @staticmethod  # every step can be differentiated again
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -144,7 +144,7 @@ def _input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, pa
     groups = weight.shape[0]
     if stride == 1:
         turned = weight.flip(2, 3).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(gradient, turned, None, 1, padding, 1, groups)
+        return functional.conv2d(gradient, turned, None, 1, padding, 1, groups)
     return _convolution_backward(gradient, x, weight, stride, (padding, padding), inputs=True)
 
 
@@ -175,7 +175,7 @@ def depthwise_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, strid
         else:
             inside = x[..., max(left, 0) : min(right, width)]
             edges = (max(-left, 0), max(right - width, 0), padding if explicit else 0, below)
-            shifted = F.pad(inside, edges).contiguous(memory_format=torch.channels_last)
+            shifted = functional.pad(inside, edges).contiguous(memory_format=torch.channels_last)
             around = (0 if explicit else padding, 0)
         part = weight[..., first : first + columns].contiguous(memory_format=torch.channels_last)
         parts.append(_convolution_backward(gradient, shifted, part, stride, around, inputs=False))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from archsmith.layers.depthwise import (
+from archsmith.supernet.depthwise import (
     FastDepthwise,
     depthwise,
     depthwise_weight_gradient,
@@ -83,7 +83,7 @@ def test_only_wide_depthwise_layers_change_and_the_change_can_be_undone():
 def test_other_formats_and_types_use_torchs_own_path(change, monkeypatch):
     layer = _layer(16, 5, 1)
     use_fast_depthwise_(layer)
-    monkeypatch.setattr("archsmith.layers.depthwise._Depthwise.apply", lambda *a: pytest.fail("fast path taken"))
+    monkeypatch.setattr("archsmith.supernet.depthwise._Depthwise.apply", lambda *a: pytest.fail("fast path taken"))
     x = torch.randn(2, 16, 8, 8).contiguous(memory_format=torch.channels_last)
     if change == "no_grad":
         with torch.no_grad():

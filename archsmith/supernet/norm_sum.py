@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def normalised_relu(y: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +153,7 @@ def _differentiable(
 
 
 def _normalised(y: Tensor, eps: float) -> Tensor:
-    return F.batch_norm(y, None, None, None, None, True, 0.0, eps)
+    return functional.batch_norm(y, None, None, None, None, True, 0.0, eps)
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
