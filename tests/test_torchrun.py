@@ -76,6 +76,7 @@ def test_two_processes_end_like_one_with_two_micro_batches(reference: Path, tmp_
         torch.testing.assert_close(exported[1][name], value, rtol=0, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_a_group_killed_in_the_middle_goes_on_with_the_same_bits(reference: Path, tmp_path: Path) -> None:
     run, output = tmp_path / "run", tmp_path / "output.txt"
     process = torchrun(*arguments(run), output=output)

@@ -106,7 +106,7 @@ def test_logits_and_weights_have_optimisers_of_their_own():
     assert any(not torch.equal(tensor, weights[name]) for name, tensor in search.supernet.weights().items())
 
 
-@pytest.mark.parametrize("steps", [3, 6])
+@pytest.mark.parametrize("steps", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_stopped_search_goes_on_bit_for_bit(steps):
     whole, halted = searcher(), searcher()
     stop_after(halted, steps)

@@ -114,7 +114,7 @@ def test_published_cells_are_those_of_the_counts():
     assert sizes == {SIZES[name] for name in ("Tiny", "Small", "Large")}
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("order", ["first", pytest.param("second", marks=pytest.mark.slow)])
 def test_keeping_everything_without_pruning_is_darts(order):
     """Same logits after every step: scores draw no random numbers and hide nothing."""
     shared = {"order": order, "search_batch_size": 8, "search_channels": 4, "search_cells": 3, "logit_lr": 0.05}

@@ -391,8 +391,8 @@ def test_random_channels_are_drawn_for_every_step():
     ("steps", "changes"),
     [
         (3, {"mixing": "random", "order": "second"}),
-        (6, {"mixing": "random"}),
-        (8, {}),
+        pytest.param(6, {"mixing": "random"}, marks=pytest.mark.slow),
+        pytest.param(8, {}, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_search_goes_on_bit_for_bit(steps, changes):

@@ -265,6 +265,7 @@ def test_learning_strategies_resume_from_their_state_and_the_rest_of_the_journal
     assert stored(tmp_path / "cut") == stored(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_where_nothing_is_kept(tmp_path: Path) -> None:
     for store in (MemoryStore(keep=False), JournalStore(tmp_path)):
         marks: list[int] = []

@@ -9,8 +9,10 @@ from archsmith.space import Categorical, ProductSpace, Space
 from archsmith.strategies import GridSearch
 from archsmith.testing.strategies import ChainSpace, deep_space, recipe_space, rising_space, small_space
 
+DEEP = pytest.param(deep_space(), marks=pytest.mark.slow)
 
-@pytest.mark.parametrize("space", [small_space(), deep_space(), rising_space(), ChainSpace()], ids=lambda s: s.name)
+
+@pytest.mark.parametrize("space", [small_space(), DEEP, rising_space(), ChainSpace()], ids=lambda s: s.name)
 def test_a_grid_is_the_enumeration_also_when_resumed_anywhere(space: Space) -> None:
     everything = list(space.enumerate())
     assert len(everything) == space.size
@@ -25,7 +27,7 @@ def test_a_grid_is_the_enumeration_also_when_resumed_anywhere(space: Space) -> N
     assert search.ask(3) == []
 
 
-@pytest.mark.parametrize("space", [deep_space(), rising_space(), ChainSpace()], ids=lambda s: s.name)
+@pytest.mark.parametrize("space", [DEEP, rising_space(), ChainSpace()], ids=lambda s: s.name)
 def test_enumeration_goes_on_behind_any_architecture(space: Space) -> None:
     everything = list(space.enumerate())
     for i in range(0, len(everything), 5):

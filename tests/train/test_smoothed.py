@@ -131,6 +131,7 @@ def test_radius_zero_is_darts():
     assert all(torch.equal(weight, weights[name]) for name, weight in smooth.supernet.weights().items())
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on_bit_for_bit_and_fine_tuning_is_not_perturbed():
     settings = {"smoothing": "random", "search_epochs": 1, "selection": "perturbation", "selection_interval": 1}
     whole, halted, again = (searcher(**settings) for _ in range(3))
