@@ -20,10 +20,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal, final
 
-from archsmith.run.costs import CostModel
-from archsmith.run.relaxed_search import RelaxedSearcher
+from archsmith.run.relaxed_search import ConfiguredSearcher
 from archsmith.run.relaxed_settings import TINY, Plan, RelaxedSettings, perturbation_of, plan_of, recipe_for
-from archsmith.tasks.base import Task
 
 SYSTEM = {
     "slug": "darts-pt",
@@ -67,28 +65,12 @@ def search_plan(s: Settings) -> Plan:
 
 
 @final
-class Searcher(RelaxedSearcher):
+class Searcher(ConfiguredSearcher[Settings]):
     """One DARTS-PT run: search, selection by perturbation, training from scratch.
 
-    Args:
-        family: One that can be relaxed; its sizes are those of the final network.
-        task: What is learned.
-        settings: Hyper-parameters.
-        costs: Costs of the final network, without a budget.
-        seed: Seed of the run.
-        memory_format: "channels_last" or "contiguous".
+    Arguments as of ``ConfiguredSearcher``.
     """
 
-    def __init__(
-        self,
-        *,
-        family: Any,
-        task: Task,
-        settings: Settings,
-        costs: CostModel | None = None,
-        seed: int,
-        memory_format: str = "contiguous",
-    ) -> None:
-        super().__init__(
-            family=family, task=task, plan=search_plan(settings), costs=costs, seed=seed, memory_format=memory_format
-        )
+    def planned(self, settings: Settings) -> Plan:
+        """Return the phases of DARTS and the selection."""
+        return search_plan(settings)

@@ -25,11 +25,9 @@ from typing import Any, Literal, final
 
 from pydantic import Field
 
-from archsmith.run.costs import CostModel
-from archsmith.run.relaxed_search import RelaxedSearcher
-from archsmith.run.relaxed_settings import RelaxedSettings, plan_of, recipe_for
+from archsmith.run.relaxed_search import ConfiguredSearcher
+from archsmith.run.relaxed_settings import RelaxedSettings, recipe_for
 from archsmith.supernet.split import Relaxed
-from archsmith.tasks.base import Task
 from archsmith.train.two_copies import TwoCopies
 
 SYSTEM = {
@@ -67,32 +65,11 @@ def preset_settings(image: tuple[int, int, int]) -> dict[str, Any]:
 
 
 @final
-class Searcher(RelaxedSearcher):
+class Searcher(ConfiguredSearcher[Settings]):
     """One RARTS run: search with two copies, selection, training from scratch.
 
-    Args:
-        family: One that can be relaxed; its sizes are those of the final network.
-        task: What is learned.
-        settings: Hyper-parameters.
-        costs: Costs of the final network, without a budget.
-        seed: Seed of the run.
-        memory_format: "channels_last" or "contiguous".
+    Arguments as of ``ConfiguredSearcher``.
     """
-
-    def __init__(
-        self,
-        *,
-        family: Any,
-        task: Task,
-        settings: Settings,
-        costs: CostModel | None = None,
-        seed: int,
-        memory_format: str = "contiguous",
-    ) -> None:
-        self.settings = settings
-        super().__init__(
-            family=family, task=task, plan=plan_of(settings), costs=costs, seed=seed, memory_format=memory_format
-        )
 
     def make_updater(self) -> TwoCopies:
         """Return the relaxed single-level step."""

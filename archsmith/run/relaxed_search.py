@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate, islice
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from archsmith.families import relaxable_families
 from archsmith.run.costs import CostModel
 from archsmith.run.drive import Delivered, Monitor
 from archsmith.run.perturbed_selection import PerturbedSelection
-from archsmith.run.relaxed_settings import Phase, Plan
+from archsmith.run.relaxed_settings import Phase, Plan, RelaxedSettings, plan_of
 from archsmith.space import Architecture
 from archsmith.supernet.expected import CandidateMacs
 from archsmith.supernet.mixed import Relaxation
@@ -36,6 +36,8 @@ from archsmith.train.noise import AnnealedNoise
 from archsmith.train.schedules import cosine_by_epoch
 from archsmith.train.smoothed import Smoothed
 from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
+
+S = TypeVar("S", bound=RelaxedSettings)
 
 RECALIBRATION_BATCHES = 8
 """Training batches from which a path taken out of the supernet gets statistics of its own."""
@@ -554,6 +556,44 @@ class RelaxedSearcher:
             self.updater.load(carried, state["updater"])
         else:
             load_optimizer_tensors(self.optimizer, model, tensors)
+
+
+class ConfiguredSearcher(RelaxedSearcher, Generic[S]):
+    """A ``RelaxedSearcher`` that a method's settings describe; most methods are one.
+
+    Args:
+        family: One that can be relaxed; its sizes are those of the final network.
+        task: What is learned.
+        settings: Hyper-parameters.
+        costs: Costs of the final network, without a budget.
+        seed: Seed of the run.
+        memory_format: "channels_last" or "contiguous".
+
+    Attributes:
+        settings: As given.
+
+    Raises:
+        UserError: As ``RelaxedSearcher``.
+    """
+
+    def __init__(
+        self,
+        *,
+        family: Any,
+        task: Task,
+        settings: S,
+        costs: CostModel | None = None,
+        seed: int,
+        memory_format: str = "contiguous",
+    ) -> None:
+        self.settings = settings
+        super().__init__(
+            family=family, task=task, plan=self.planned(settings), costs=costs, seed=seed, memory_format=memory_format
+        )
+
+    def planned(self, settings: S) -> Plan:
+        """Return the phases of the run; by default search and final training, see ``plan_of``."""
+        return plan_of(settings)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
