@@ -164,10 +164,10 @@ class Residual(nn.Module):
     def __init__(self, before, channels):
         super().__init__()
         self.first = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(before, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels, affine=False)
+            nn.ReLU(), nn.Conv2d(before, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels)
         )
         self.second = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels, affine=False)
+            nn.ReLU(), nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
         )
         self.project = nn.Conv2d(before, channels, 1, bias=False)
 

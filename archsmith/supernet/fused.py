@@ -26,6 +26,7 @@ from torch.nn.modules import module as torch_module
 
 from archsmith.layers.cells import ReluConvNorm, Zero
 from archsmith.layers.darts import ReluConvBn, Zeros
+from archsmith.supernet.average_pool import average_pool
 from archsmith.supernet.depthwise import FastDepthwise, depthwise, from_phases, to_phases
 from archsmith.supernet.mixed import MixedOp, Relaxation, Weights
 from archsmith.supernet.norm_sum import normalised_relu, normalised_sum
@@ -226,7 +227,8 @@ class NodeSums:
     def _pooled(self, x: Tensor, pool: nn.Module, norm: nn.Module | None) -> Tensor:
         """Return a pooling, and its normalisation if any; every pooling of its kind gives the same."""
         form = (type(pool), pool.kernel_size, pool.stride, pool.padding)
-        pooled: Tensor = self._once(x, form, lambda: pool(_channels_last(x)))
+        average = form == (nn.AvgPool2d, 3, 1, 1)
+        pooled: Tensor = self._once(x, form, lambda: (average_pool if average else pool)(_channels_last(x)))
         if norm is None:
             return pooled
         if not _foldable(norm, pooled):
