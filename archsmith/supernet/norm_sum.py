@@ -118,7 +118,8 @@ class _NormalisedSum(torch.autograd.Function):
         of_weights: list[Tensor] = []
         if maps:
             sums_C = _sums(gradient)
-            products_KC = torch.stack([_sums(gradient * y) for y in maps]) - mean_KC * sums_C
+            scratch = torch.empty_like(gradient)
+            products_KC = torch.stack([_sums(torch.mul(gradient, y, out=scratch)) for y in maps]) - mean_KC * sums_C
             for k, y in enumerate(maps):
                 if wanted[k]:
                     factor_C = weights[k] * scale_KC[k]
