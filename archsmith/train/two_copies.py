@@ -77,8 +77,8 @@ class TwoCopies(Updater):
         valid, _ = context.logit_loss()
         w, y = context.supernet.weights(), self._weights()
         moves = Moves(
-            w=lambda gradient, pull: _move(context, context.optimizer, w, gradient, pull),
-            y=lambda gradient, pull: _move(context, self._require_optimizer(), y, gradient, pull),
+            w=lambda gradient, pull: _move(context, context.optimizer, "weights", w, gradient, pull),
+            y=lambda gradient, pull: _move(context, self._require_optimizer(), "copy", y, gradient, pull),
             logits=None if context.logit_optimizer is None else context.move_logits,
         )
         logits = dict(context.supernet.logits.items())
@@ -123,7 +123,12 @@ class TwoCopies(Updater):
 
 
 def _move(
-    context: StepContext, optimizer: torch.optim.Optimizer, weights: Tensors, gradient: Tensors, pull: Tensors
+    context: StepContext,
+    optimizer: torch.optim.Optimizer,
+    moved: str,
+    weights: Tensors,
+    gradient: Tensors,
+    pull: Tensors,
 ) -> None:
     """Clip the loss's gradient, add the spring's, and step.
 
@@ -138,6 +143,6 @@ def _move(
     for name, weight in weights.items():
         assert weight.grad is not None
         weight.grad = weight.grad + pull[name]
-    context.before_step(optimizer)
+    context.before_step(optimizer, moved)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
