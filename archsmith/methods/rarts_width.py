@@ -36,12 +36,12 @@ from archsmith.train.width_search import ModelLoss, Sparsity, WidthSearch
 __all__ = ["Searcher", "Settings", "WidthSearch", "preset_settings"]
 
 SYSTEM = {
-    "slug": "rarts",
+    "slug": "rarts-width",
     "title": "RARTS: relaxed first-order search of widths",
     "year": 2022,
     "arxiv": "2008.03901",
     "kind": "shrink",
-    "aliases": [],
+    "aliases": ["rarts"],
 }
 
 TASK_OPTIONS: dict[str, Any] = {}
@@ -86,7 +86,14 @@ class Settings(shrink_model.Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "small": {"epochs_shrink": 20, "epochs_after": 10, "lr_shrink": 0.05, "gate_lr": 0.01},
+    "small": {
+        "epochs_shrink": 20,
+        "epochs_after": 10,
+        "batch_size": 32,
+        "lr_shrink": 0.05,
+        "gate_lr": 0.01,
+        "penalty": 0.01,
+    },
 }
 """A rate of 3e-4 needs thousands of steps to bring a factor from 1 to 0; runs of minutes have hundreds."""
 

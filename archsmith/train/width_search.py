@@ -36,6 +36,7 @@ from archsmith.supernet.split import Moves, Passes, Relaxed, relaxed_step
 from archsmith.supernet.updaters import Loss, Tensors
 from archsmith.train.loop import Diverged
 from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
+from archsmith.train.two_copies import distance
 
 ModelLoss = Callable[[Callable[..., Any]], Tensor]
 """The loss of one batch, given what is called as the model is called."""
@@ -225,9 +226,7 @@ class WidthSearch(Shrinker):
     def distance(self) -> float:
         """Return the norm of the copies' difference, over all trained weights."""
         assert self.twin is not None
-        own = _trained(self.twin)
-        squares = [(own[name] - weight).double().square().sum() for name, weight in _trained(self.model).items()]
-        return math.sqrt(float(torch.stack(squares).sum()))
+        return distance(_trained(self.model), _trained(self.twin))
 
     @torch.no_grad()
     def penalty(self) -> float:

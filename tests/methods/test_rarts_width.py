@@ -48,9 +48,10 @@ def to_the_end(search):
 
 
 def test_one_name_for_both_searches_and_the_stated_defaults():
-    rows = [row for row in method_table() if row["slug"] == "rarts"]
-    assert sorted(row["kind"] for row in rows) == ["search", "shrink"] and len({row["docs"] for row in rows}) == 1
-    assert load_method("rarts", kind="shrink")[1].Settings is Settings
+    row = next(row for row in method_table() if row["slug"] == "rarts-width")
+    assert (row["kind"], row["arxiv"], row["docs"]) == ("shrink", "2008.03901", "docs/systems/rarts-width.md")
+    for name in ("rarts", "rarts-width"):
+        assert load_method(name, kind="shrink")[1].Settings is Settings
     assert load_method("rarts")[1].Settings is rarts.Settings
     s, other = Settings(), rarts.Settings()
     for name in ("passes", "train_weight", "coupling"):
@@ -118,7 +119,7 @@ def test_a_stopped_search_goes_on_bit_for_bit(task, steps):
     assert sum(p.numel() for p in whole.network.parameters()) < sum(p.numel() for p in digits_net().parameters())
 
 
-def test_images_that_cannot_be_parted_are_refused(task, monkeypatch):
+def test_images_that_cannot_be_parted_are_refused(task):
     class Streamed:
         name = "streamed"
 

@@ -114,7 +114,7 @@ def test_factors_learn_from_both_halves_and_from_the_penalty(coupling):
     with torch.no_grad():
         for parameter in search.twin.parameters():
             parameter.mul_(1.1)
-        list(search.factors.values.values())[0][0] = -0.5
+        next(iter(search.factors.values.values()))[0] = -0.5
     on_train, on_valid = direct(search.model, search.twin, search, 0)
     signs = [factor.detach().sign() for factor in search.factors.values.values()]
     taken = {}
