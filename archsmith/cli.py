@@ -144,7 +144,8 @@ def shrink(
     data: Annotated[Path | None, typer.Option(help="File or folder that the task reads.")] = None,
     method: Annotated[str, typer.Option(help="shrink, or a published system of kind shrink (figs).")] = "shrink",
     score: Annotated[
-        str | None, typer.Option(help="With the method shrink: scale, l1, l2, taylor, figs or random. [default: scale]")
+        str | None,
+        typer.Option(help="With the method shrink: scale, factor, l1, l2, taylor, figs or random. [default: scale]"),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Safetensors file with trained weights.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/METHOD-TASK]")] = None,

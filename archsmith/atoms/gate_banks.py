@@ -6,7 +6,8 @@ user placed in the model by hand (``LogisticGate`` layers) are taken over where 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -27,19 +28,34 @@ class MagnitudeGates:
 
     Attributes:
         values: Factors (units,) by group name, parameters.
+        sites: Where they act, by group name.
         refused: Why a group has none, by name.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[UnitGroup]) -> None:
         self._model = model
-        self._sites, self.refused = gate_sites(model, groups)
+        self.sites, self.refused = gate_sites(model, groups)
+        self._instead: Mapping[str, Tensor] | None = None
         device = _device_of(model)
         self.values = {
             group.name: nn.Parameter(torch.ones(group.size, device=device))
             for group in groups
-            if group.name in self._sites
+            if group.name in self.sites
         }
-        self._hooks = SiteHooks(model, self._sites, self.values.get)
+        self._hooks = SiteHooks(model, self.sites, self.multiplier)
+
+    def multiplier(self, name: str) -> Tensor | None:
+        """Return the factors of a group that act now; also for hooks on another network of the same make."""
+        return (self.values if self._instead is None else self._instead).get(name)
+
+    @contextmanager
+    def using(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let other factors act for a while: the network as a function of them."""
+        before, self._instead = self._instead, values
+        try:
+            yield
+        finally:
+            self._instead = before
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is trained."""
@@ -48,7 +64,7 @@ class MagnitudeGates:
     @torch.no_grad()
     def fold_(self) -> None:
         """Multiply the gates into the weights and set them to 1: the function stays."""
-        fold_(self._model, self._sites, self.values)
+        fold_(self._model, self.sites, self.values)
         for value in self.values.values():
             value.fill_(1.0)
 
@@ -60,10 +76,10 @@ class MagnitudeGates:
             kept: Surviving positions by group name.
         """
         self._hooks.remove()
-        self._sites, _ = gate_sites(self._model, [group for group in groups if group.name in self.values])
+        self.sites, _ = gate_sites(self._model, [group for group in groups if group.name in self.values])
         for name, value in self.values.items():
             _keep(value, kept[name])
-        self._hooks = SiteHooks(self._model, self._sites, self.values.get)
+        self._hooks = SiteHooks(self._model, self.sites, self.multiplier)
 
     def remove(self) -> None:
         """Take the hooks off, gates included: fold them before, if they matter."""

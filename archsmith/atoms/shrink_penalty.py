@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from archsmith.atoms.gate_banks import LogisticGates, MagnitudeGates
 from archsmith.atoms.gate_cost import GateCost, Resource
+from archsmith.atoms.gate_sites import require_sites
 from archsmith.atoms.gates import GateOptions
 from archsmith.atoms.groups import tensors_of
 from archsmith.atoms.unit_costs import UnitCosts
 from archsmith.atoms.unit_scores import scale_places
 from archsmith.atoms.units import IntArray, UnitGroup
 
-Gating = Literal["magnitude", "logistic", "none"]
+Gating = Literal["magnitude", "factors", "logistic", "none"]
 
 LOGISTIC_RATE = 0.05
 """Default learning rate of log odds (Adam)."""
@@ -37,8 +38,8 @@ class UnitPenalty:
         groups: Its groups.
         costs: Their costs; what units are charged is fixed here, so that a cut does not rescale the penalty.
         optimizers: The user's; learning rates are read from them.
-        gating: "magnitude": scales, and gates on units without one. "logistic": stochastic gates on everything.
-            "none": neither.
+        gating: "magnitude": scales, and gates on units without one. "factors": such gates on everything. "logistic":
+            stochastic gates on everything. "none": neither.
         strength: rho, or lambda in units of one over the initial cost for "logistic".
         rate: Learning rate of the gates; None for that of the first optimiser ("logistic": 0.05).
         options: Of stochastic gates; temperature 0.1 when None.
@@ -75,6 +76,9 @@ class UnitPenalty:
             generator = torch.Generator().manual_seed(seed)
             self.bank = LogisticGates(model, alive, options=options or GateOptions(tau=0.1), generator=generator)
             self._resource = GateCost(costs, resource)
+        elif gating == "factors":
+            self.bank = MagnitudeGates(model, alive)
+            require_sites(self.bank.values, self.bank.refused, "model")
         elif gating == "magnitude":
             places = scale_places(model, groups)
             if bare := [group for group in alive if not places[group.name]]:
@@ -101,7 +105,7 @@ class UnitPenalty:
         if not parameters:
             return None
         first = self._optimizers[0]
-        if self._gating == "magnitude" and isinstance(first, torch.optim.SGD):
+        if self._gating in ("magnitude", "factors") and isinstance(first, torch.optim.SGD):
             return torch.optim.SGD(parameters, lr=self._gate_rate(), momentum=float(first.param_groups[0]["momentum"]))
         return torch.optim.Adam(parameters, lr=self._gate_rate(), weight_decay=0.0)
 
@@ -135,7 +139,7 @@ class UnitPenalty:
             grad_scale: What the loss was multiplied with.
         """
         self._train_gates(grad_scale)
-        if self._gating == "magnitude" and self._strength:
+        if self._gating in ("magnitude", "factors") and self._strength:
             self._proximal_step()
 
     def sample(self) -> None:
@@ -178,6 +182,8 @@ class UnitPenalty:
 
     def _scales(self) -> list[tuple[str, Tensor, Tensor]]:
         """Return group, scale vector and positions of all normalisation scales of groups without gates."""
+        if self._gating == "factors":
+            return []
         tensors, gated = tensors_of(self._model), self.gates()
         found = []
         for name, places in scale_places(self._model, self._groups).items():

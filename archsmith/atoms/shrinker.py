@@ -65,17 +65,18 @@ from archsmith.core.errors import ArchsmithError, Shown, UserError
 from archsmith.cost import measure_latency
 from archsmith.space import Budget
 
-ScoreKind = Literal["scale", "l1", "l2", "taylor", "figs", "random"]
+ScoreKind = Literal["scale", "factor", "l1", "l2", "taylor", "figs", "random"]
 
 FORMAT_VERSION = 1
 
 DEFAULT_RHO = 1e-4
-"""Default penalty of ``score="scale"``, that of AtomNAS."""
+"""Default penalty of scales and factors, that of AtomNAS."""
 
-_GATING: dict[str, Gating] = {"scale": "magnitude", "figs": "logistic"}
+_GATING: dict[str, Gating] = {"scale": "magnitude", "factor": "factors", "figs": "logistic"}
 
 _NORMALISATION: dict[str, Normalisation] = {
     "scale": "none",
+    "factor": "none",
     "l1": "mean",
     "l2": "mean",
     "taylor": "mean",
@@ -110,11 +111,12 @@ class Shrinker:
         optimizer: What trains the model, or several of them. It is cut along; learning rates are read from it.
         budget: Limits on macs, params and latency ("macs<=0.5x, latency<=4ms"; x = of the model as given), or None:
             then only dead units are cut.
-        score: "scale", "l1", "l2", "taylor", "figs" or "random"; see ``archsmith.atoms.unit_scores``. "figs":
-            stochastic gates on everything, charged for ``resource``.
+        score: "scale", "factor", "l1", "l2", "taylor", "figs" or "random"; see ``archsmith.atoms.unit_scores``.
+            "factor": one trained factor for every unit, beside whatever scales the model has; "figs": stochastic gates
+            on everything, charged for ``resource``.
         schedule: When cuts are made; by default cubic from step 100 to 1,000, every 100.
-        penalty: rho of the proximal step on scales and gates (default 1e-4 for "scale", else 0); for "figs" lambda in
-            units of one over the initial cost (default 1).
+        penalty: rho of the proximal step on scales and gates (default 1e-4 for "scale" and "factor", else 0); for
+            "figs" lambda in units of one over the initial cost (default 1).
         normalise: How scores of different groups are compared; by default what suits the score.
         order: "share_per_cost", "score_per_cost" or "score"; see ``plan_units``.
         seed: Of everything random here; the same on all ranks.
@@ -195,7 +197,7 @@ class Shrinker:
         self._table = LatencyTable(lambda removed: copy_without(self._atoms, removed), measure or self._default_measure)
         self.limits = self._resolved(budget)
 
-        defaults = {"scale": DEFAULT_RHO, "figs": 1.0}
+        defaults = {"scale": DEFAULT_RHO, "factor": DEFAULT_RHO, "figs": 1.0}
         self.penalties = UnitPenalty(
             self.model,
             self.groups,
@@ -341,7 +343,7 @@ class Shrinker:
         if self.score == "figs":
             assert isinstance(self.bank, LogisticGates)
             return {**names, **{g.name: self.bank.probability(g.name).double().cpu().numpy() for g in rest}}
-        if self.score == "scale":
+        if self.score in ("scale", "factor"):
             gates = self.bank.values if isinstance(self.bank, MagnitudeGates) else {}
             found = {g.name: gates[g.name].detach().abs().double().cpu().numpy() for g in rest if g.name in gates}
             found.update(scale_scores(self.model, [g for g in rest if g.name not in gates]))
@@ -360,7 +362,7 @@ class Shrinker:
         open_groups = [g for g in self.groups if g.name not in self.ungated and not g.frozen]
         if isinstance(self.bank, LogisticGates):
             return {g.name: torch.nonzero(~self.bank.final(g.name)).flatten().tolist() for g in open_groups}
-        if self.score != "scale":
+        if self.score not in ("scale", "factor"):
             return {}
         gates = self.bank.values if isinstance(self.bank, MagnitudeGates) else {}
         found = scale_scores(self.model, [g for g in open_groups if g.name not in gates], reduction="max")

@@ -11,7 +11,8 @@ and a step goes down it in ``w``, ``y`` and ``a`` in turn (Gauss-Seidel). The lo
 second derivatives. ``passes="fused"`` takes their gradients in the passes of the weights: 2 forward and backward passes
 a step, where second-order DARTS needs 5. The selection and the training from scratch are those of DARTS.
 
-The paper searches widths by the same scheme, with one factor for each channel as the architecture; that is not here.
+The paper searches widths by the same scheme, with one factor for each channel as the architecture: that is
+``archsmith.methods.rarts_width``.
 
 Reconstructed from the abstracts of both versions of the paper; its body and code were not at hand. The abstracts say:
 data and network split, two networks with related weights and a shared architecture, Gauss-Seidel, single level, 60 %

@@ -359,15 +359,19 @@ class RelaxedSearcher:
             should_stop=hooks.should_stop,
         )
 
-    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Add the noise of a step of the search."""
-        noise = self._noise("logits" if optimizer is self.logit_optimizer else "weights")
+    def _before_step(self, optimizer: torch.optim.Optimizer, moved: str) -> None:
+        """Add the noise of a step of the search; what it moves is its stream, so that two copies of weights differ."""
+        noise = self._noise(moved)
         if noise is not None:
             parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
             noise.add_(parameters, self.position.total)
 
     def _noise(self, stream: str) -> AnnealedNoise | None:
-        """Return the noise on gradients of "weights" and "logits" in the search, or of the "final" training's."""
+        """Return the noise on gradients in the search, or of the "final" training's.
+
+        Args:
+            stream: "logits", "final", or a name of weights: "weights", and "copy" where a search has a second copy.
+        """
         plan = self.plan.noise
         if plan is None or not (plan.logits if stream == "logits" else plan.weights):
             return None

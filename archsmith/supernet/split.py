@@ -54,7 +54,8 @@ class Relaxed:
 
     def pull(self, own: Tensors, other: Tensors) -> dict[str, Tensor]:
         """Return the spring's gradient for one copy, ``coupling * (own - other)``."""
-        return {name: self.coupling * (tensor.detach() - other[name].detach()) for name, tensor in own.items()}
+        gaps = torch._foreach_sub([t.detach() for t in own.values()], [other[name].detach() for name in own])
+        return dict(zip(own, torch._foreach_mul(gaps, self.coupling), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

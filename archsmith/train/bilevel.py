@@ -27,6 +27,9 @@ Order = Literal["first", "second", "exact"]
 """How the gradient of the logits is taken: at the present weights, or through one unrolled step of the weights, by a
 finite difference or by a second backward pass."""
 
+BeforeStep = Callable[[torch.optim.Optimizer, str], None]
+"""Called with an optimiser that is about to step, and the name of what it moves."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BilevelStep:
@@ -148,8 +151,8 @@ class StepContext:
         batch: The batch that the weights learn from.
         where: Epoch and step, from 0: they name everything random in the step.
         total: Steps done before, in all.
-        before_step: Called with the optimiser about to step, that of the weights or that of the logits, after clipping
-            (gradient noise).
+        before_step: Called after clipping with the optimiser about to step and the name of what it moves: "weights",
+            "logits" or "copy" (gradient noise).
     """
 
     supernet: RelaxedSupernet
@@ -159,7 +162,7 @@ class StepContext:
     batch: Batch
     where: tuple[int, int]
     total: int = 0
-    before_step: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None
+    before_step: BeforeStep = lambda optimizer, moved: None
 
     def weight_loss(self) -> tuple[Loss, dict[str, Tensor]]:
         """Return the loss of the weights' batch, and where its last metrics appear; see ``loss_of``."""
@@ -182,7 +185,7 @@ class StepContext:
                 raise Diverged(float("nan"), *self.where)
         for name, logits in self.supernet.logits.items():
             logits.grad = gradients[name]
-        self.before_step(self.logit_optimizer)
+        self.before_step(self.logit_optimizer, "logits")
         self.logit_optimizer.step()
         self.logit_optimizer.zero_grad(set_to_none=True)
 
@@ -199,7 +202,7 @@ class StepContext:
         loss.backward()
         if self.step.clip_norm:
             nn.utils.clip_grad_norm_(self.supernet.weights().values(), self.step.clip_norm)
-        self.before_step(self.optimizer)
+        self.before_step(self.optimizer, "weights")
         self.optimizer.step()
         return value
 
@@ -266,7 +269,7 @@ def bilevel_epoch(
     *,
     rate: float,
     updater: Updater | None = None,
-    before_step: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None,
+    before_step: BeforeStep = lambda optimizer, moved: None,
     on_step: Callable[[Position, float], None] = lambda position, loss: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
@@ -280,7 +283,7 @@ def bilevel_epoch(
         position: Updated after every step.
         rate: Learning rate of ``optimizer`` in this epoch.
         updater: What a step does; ``Bilevel("first")`` if None.
-        before_step: Called with the optimiser before every step of either, after clipping.
+        before_step: See ``StepContext``.
         on_step: Called after every step with the position and the loss on the batch for the weights.
         should_stop: Asked after every step.
 

@@ -17,7 +17,7 @@ from archsmith.atoms.unit_budget import CutSchedule
 from archsmith.core.errors import UserError
 from archsmith.cost import count
 
-SCORES = ("scale", "l1", "l2", "taylor", "figs", "random")
+SCORES = ("scale", "factor", "l1", "l2", "taylor", "figs", "random")
 QUICK = CutSchedule(kind="cubic", begin=2, end=6, every=2)
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from archsmith.methods import darts, load_method
 from archsmith.methods.rarts import Searcher, Settings, preset_settings
+from archsmith.train.noise import AnnealedNoise
 from archsmith.train.two_copies import TwoCopies
 
 SMALL = {
@@ -76,3 +77,24 @@ def test_a_killed_run_on_real_digits_goes_on_bit_for_bit(tmp_path):
     settings = {"search_epochs": 2, "search_batch_size": 64, "search_channels": 4, "search_cells": 3, "epochs": 1}
     killed, whole = killed_and_whole(tmp_path, "rarts", settings, {"channels": 4, "cells": 3, "nodes": 2})
     assert killed == whole
+
+
+def test_each_copy_of_the_weights_has_noise_of_its_own(monkeypatch):
+    """One stream for both would push the copies the same way, and their difference would have no noise at all."""
+    seen = {}
+
+    def add_(noise, parameters, step, **_):
+        parameters = list(parameters)
+        before = [parameter.grad.clone() for parameter in parameters]
+        original(noise, parameters, step)
+        added = [parameter.grad - was for parameter, was in zip(parameters, before, strict=True)]
+        seen.setdefault(step, []).append(torch.cat([each.flatten() for each in added]))
+
+    original = AnnealedNoise.add_
+    monkeypatch.setattr(AnnealedNoise, "add_", add_)
+    search = searcher(gradient_noise=0.1, gradient_noise_on="weights", search_epochs=1)
+    stop_after(search, 2)
+    assert sorted(seen) == [0, 1] and all(len(added) == 2 for added in seen.values())
+    for w, y in seen.values():
+        assert w.shape == y.shape and w.std() > 0.1
+        assert abs(float(torch.corrcoef(torch.stack([w, y]))[0, 1])) < 0.05
