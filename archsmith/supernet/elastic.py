@@ -144,6 +144,7 @@ class Elastic(nn.Module):
             if kernel_transform:
                 self.elastic_transforms[str(number)] = transform
         self.slices = Slices(self.model, self._parts())
+        self.slices.prepare({dim.name: dim.choices for dim in self.dims})
         self.register_state_dict_post_hook(_without_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_with_prefix)  # type: ignore[no-untyped-call]
         self._check_mixed()

@@ -11,6 +11,9 @@ Nothing here knows where parts come from: atoms (``elastic.py``), or a family th
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -238,6 +241,10 @@ class Slices:
         self._attributes = [(p, *_owner(model, p.path)) for p in parts if isinstance(p, SlicedAttribute)]
         self._children = [(p, _container(model, p.container)) for p in parts if isinstance(p, SlicedChildren)]
         self._modules = _modules_of(model, self._tensors)
+        self._cut_of: dict[int, dict[str, _Sliced]] = {}  # by the identity of a module's dictionary of tensors
+        for one in self._tensors:
+            for items, leaf in one.slots:
+                self._cut_of.setdefault(id(items), {})[leaf] = one
         self._derived: dict[tuple[int, tuple[Any, ...]], list[tuple[str, Any]]] = {}
         self._fill: list[tuple[_Sliced, Sequence[Any]]] = []
         self._set: list[tuple[Any, str | int, Any]] = []
@@ -269,23 +276,33 @@ class Slices:
             kept = part.kept(*(choices[gene] for gene in part.genes))
             if len(kept) < len(container._modules):
                 children.append((container, remaining(container, kept)))
-        self._fill, self._kept_children = fill, children
         derived: list[tuple[Any, str | int, Any]] = []
-        unknown = []
         for number, (_, module, own) in enumerate(self._modules):
             key = (number, tuple(choices[gene] for gene in own))
-            if key not in self._derived:
-                unknown.append(key)
-                continue
-            derived.extend((module.__dict__, name, value) for name, value in self._derived[key])
-        if unknown:
-            self._set = []
-            derived = self._derive(choices, unknown)
+            found = self._derived.get(key)
+            if found is None:
+                found = self._derive(number, choices)
+            derived.extend((module.__dict__, name, value) for name, value in found)
         for attribute, owner, leaf in self._attributes:
             value = attribute.value(*(choices[gene] for gene in attribute.genes))
             derived.append((owner, leaf, value))
-        self._set = derived
+        self._fill, self._kept_children, self._set = fill, children, derived
         self.choices = dict(choices)
+
+    def prepare(self, options: Mapping[str, Sequence[Any]], limit: int = 64) -> None:
+        """Work out beforehand what choices need, so that the first use of each is as fast as the second.
+
+        Args:
+            options: Values of every gene.
+            limit: Tensors and modules with more combinations than this are left to their first use.
+        """
+        for one in self._tensors:
+            for axis, genes in one.axis_genes.items():
+                for choices in _combinations(genes, options, limit):
+                    self._axis(one, axis, choices)
+        for number, (_, _, genes) in enumerate(self._modules):
+            for choices in _combinations(genes, options, limit):
+                self._derive(number, choices)
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
@@ -398,20 +415,40 @@ class Slices:
         kept = {axis: index for axis in one.axes if (index := self._axis(one, axis, choices)[1]) is not None}
         return TensorCut(axes=kept) if kept else None
 
-    def _derive(self, choices: Choices, unknown: Sequence[tuple[int, tuple[Any, ...]]]) -> list[Any]:
-        """Work out the attributes of torch's own modules that were not asked for with these values before."""
-        cuts = {id(items[leaf]): self._cut(one, choices) for one in self._tensors for items, leaf in one.slots[:1]}
-        of_module: dict[int, dict[str, TensorCut]] = {}
-        for number, _ in unknown:
-            module = self._modules[number][1]
-            own = {leaf: cuts.get(id(t)) for leaf, t in (*module._parameters.items(), *module._buffers.items())}
-            of_module[number] = {leaf: cut for leaf, cut in own.items() if cut is not None}
-        with self.active():
-            for key in unknown:
-                path, module, _ = self._modules[key[0]]
-                self._derived[key] = list(attributes_of(path, module, of_module[key[0]]).items())
-        keys = [(number, tuple(choices[g] for g in own)) for number, (_, _, own) in enumerate(self._modules)]
-        return [(self._modules[key[0]][1].__dict__, name, value) for key in keys for name, value in self._derived[key]]
+    def _derive(self, number: int, choices: Choices) -> list[tuple[str, Any]]:
+        """Work out the attributes of one of torch's own modules, on a stand-in with tensors without numbers."""
+        path, module, genes = self._modules[number]
+        stand_in = copy.copy(module)
+        cuts: dict[str, TensorCut] = {}
+        for kind in ("_parameters", "_buffers"):
+            items = dict(module.__dict__[kind])
+            for leaf, tensor in items.items():
+                cut = None if tensor is None else self._cut_of.get(id(module.__dict__[kind]), {}).get(leaf)
+                kept = None if cut is None else self._cut(cut, choices)
+                if kept is not None:
+                    cuts[leaf] = kept
+                    items[leaf] = torch.empty(_shape(tuple(tensor.shape), kept), device="meta")
+            stand_in.__dict__[kind] = items
+        found = list(attributes_of(path, stand_in, cuts).items())
+        self._derived[number, tuple(choices[gene] for gene in genes)] = found
+        return found
+
+
+def _combinations(genes: Sequence[str], options: Mapping[str, Sequence[Any]], limit: int) -> Iterator[dict[str, Any]]:
+    """Yield all combinations of some genes' values; none where there are more than ``limit``."""
+    if math.prod(len(options[gene]) for gene in genes) <= limit:
+        for values in itertools.product(*(options[gene] for gene in genes)):
+            yield dict(zip(genes, values, strict=True))
+
+
+def _shape(shape: tuple[int, ...], cut: TensorCut) -> tuple[int, ...]:
+    size = list(shape)
+    for axis, index in cut.axes.items():
+        size[axis] = len(index)
+    if cut.joint is not None:
+        for axis, count in zip(cut.joint[0], cut.joint[1].shape, strict=True):
+            size[axis] = count
+    return tuple(size)
 
 
 @dataclass(frozen=True, eq=False)
