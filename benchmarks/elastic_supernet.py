@@ -122,7 +122,9 @@ def switching(elastic: Elastic, number: int, seed: int) -> None:
 def scoring(elastic: Elastic, make, number: int, seed: int, sizes: tuple[int, ...]) -> None:
     """Score subnets on kept batches, and each extracted; both lists must agree."""
     rng = np.random.default_rng(seed)
-    subnets = [elastic.space.sample(rng) for _ in range(number)]
+    random = [elastic.space.sample(rng) for _ in range(number)]
+    parents = random[: max(number // 20, 1)]
+    children = [elastic.space.mutate(parents[i % len(parents)], rng) for i in range(number)]
     call = alone_call(elastic)
 
     class Alone(nn.Module):
@@ -133,22 +135,28 @@ def scoring(elastic: Elastic, make, number: int, seed: int, sizes: tuple[int, ..
         def forward(self, inputs):
             return call(self.net, inputs)
 
-    for size in sizes:
-        generator = torch.Generator().manual_seed(seed)
-        batches = [(make(size), torch.randint(0, 10, (size,), generator=generator))]
-        start = time.perf_counter()
-        evaluator = SubnetEvaluator(elastic, batches)
-        kept = [evaluator.metrics(subnet) for subnet in subnets]
-        middle = time.perf_counter()
-        elastic.eval()
-        extracted = [classified(Alone(elastic.extract(subnet)), batches) for subnet in subnets]
-        end = time.perf_counter()
-        same = sum(a["valid_accuracy"] == b["valid_accuracy"] for a, b in zip(kept, extracted, strict=True))
-        gap = max(abs(a["valid_loss"] - b["valid_loss"]) for a, b in zip(kept, extracted, strict=True))
-        print(
-            f"scoring {number} subnets, {size} examples: kept {middle - start:.2f} s, extracted {end - middle:.2f} s: "
-            f"{(end - middle) / (middle - start):.2f}x; {same} of {number} accuracies equal, losses within {gap:.1e}"
-        )
+    for kind, subnets in (("random", random), (f"mutations of {len(parents)}", children)):
+        for size in sizes:
+            generator = torch.Generator().manual_seed(seed)
+            batches = [(make(size), torch.randint(0, 10, (size,), generator=generator))]
+            start = time.perf_counter()
+            evaluator = SubnetEvaluator(elastic, batches)
+            kept = evaluator.metrics_of(subnets)
+            middle = time.perf_counter()
+            one = SubnetEvaluator(elastic, batches)
+            for subnet in subnets:
+                one.metrics(subnet)
+            then = time.perf_counter()
+            elastic.eval()
+            extracted = [classified(Alone(elastic.extract(subnet)), batches) for subnet in subnets]
+            end = time.perf_counter()
+            same = sum(a["valid_accuracy"] == b["valid_accuracy"] for a, b in zip(kept, extracted, strict=True))
+            gap = max(abs(a["valid_loss"] - b["valid_loss"]) for a, b in zip(kept, extracted, strict=True))
+            print(
+                f"scoring {number} {kind} subnets, {size} examples: together {middle - start:.2f} s, one by one "
+                f"{then - middle:.2f} s, extracted {end - then:.2f} s: {(end - then) / (middle - start):.2f}x and "
+                f"{(end - then) / (then - middle):.2f}x; {same} of {number} accuracies equal, losses within {gap:.1e}"
+            )
 
 
 def sandwich(elastic: Elastic, make, batch: int, rounds: int, seed: int) -> None:

@@ -20,10 +20,15 @@ from archsmith.core.errors import Shown, UserError
 from archsmith.evaluate.base import WeightStore
 from archsmith.space import Architecture, Result, Trial
 from archsmith.supernet.elastic import Elastic
+from archsmith.supernet.elastic_memo import Beginnings, comparable
 from archsmith.train.calibration import calibrate_, called
 
 Batches = Sequence[tuple[Any, Tensor]]
 """Inputs (a tensor, a tuple of arguments or a mapping by name) and labels (B,)."""
+
+
+SHARED_CHECKS = 3
+"""Results with shared outputs that are computed plainly as well."""
 
 
 class SubnetEvaluator:
@@ -36,6 +41,9 @@ class SubnetEvaluator:
         calibration: Training inputs; a subnet's running statistics are taken from them before it is scored. Needed
             where there are batch normalisations that were trained without accumulating.
         logits: Gives the logits from what the network returns; the identity for a tensor.
+
+    Attributes:
+        sharing: Whether ``metrics_of`` shares what subnets have in common.
 
     ``metrics`` of a result are ``valid_accuracy`` (a fraction) and ``valid_loss`` (mean cross-entropy), ``costs``
     exact ``macs`` and ``params``.
@@ -57,6 +65,7 @@ class SubnetEvaluator:
         self.elastic = elastic
         self.batches, self.calibration = tuple(batches), tuple(calibration)
         self.logits = logits or _itself
+        self.sharing = True
         self._resized: dict[int | None, Batches] = {}
         self._known: dict[tuple[int, ...], dict[str, float]] = {}
         self._costs: dict[tuple[int, ...], dict[str, int]] = {}
@@ -74,6 +83,56 @@ class SubnetEvaluator:
                 calibrate_(self.elastic, self.calibration)
             self._known[key] = classified(self.elastic, self._at(architecture.get("resolution")), self.logits)
         return dict(self._known[key])
+
+    def metrics_of(self, architectures: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+        """Return the metrics of many architectures, in their order; what they have in common is computed once.
+
+        Without ``calibration``, subnets that agree up to a block share its output (``supernet.elastic_memo``).
+        The first shared results are computed plainly as well; should they differ, nothing is shared.
+
+        Raises:
+            UserError: One is not of the space.
+        """
+        todo: dict[tuple[int, ...], Mapping[str, Any]] = {}
+        for architecture in architectures:
+            key = tuple(self.elastic.canonical(architecture).values())
+            if key not in self._known:
+                todo.setdefault(key, architecture)
+        if len(todo) > 1 and not self.calibration and self.sharing:
+            self._known.update(self._shared(todo))
+        return [self.metrics(architecture) for architecture in architectures]
+
+    @torch.no_grad()
+    def _shared(self, todo: Mapping[tuple[int, ...], Mapping[str, Any]]) -> dict[tuple[int, ...], dict[str, float]]:
+        """Score subnets batch by batch, those with long common beginnings after each other."""
+        beginnings = Beginnings(self.elastic.slices)
+        order = []
+        for key, architecture in todo.items():
+            self.elastic.activate(architecture)
+            assert self.elastic.slices.choices is not None
+            order.append((beginnings.key(self.elastic.slices.choices), key, architecture))
+        order.sort(key=lambda item: item[0])
+        sums: dict[tuple[int, ...], list[float]] = {key: [0.0, 0.0, 0.0] for key in todo}
+        checks = SHARED_CHECKS
+        self.elastic.eval()
+        for number in range(len(self.batches)):
+            with beginnings.watching():
+                for _, key, architecture in order:
+                    inputs, labels = self._at(architecture.get("resolution"))[number]
+                    self.elastic.activate(architecture)
+                    before = beginnings.hits
+                    beginnings.begin((number, architecture.get("resolution")))
+                    logits = self.logits(called(self.elastic, inputs))
+                    if checks and beginnings.hits > before:
+                        checks -= 1
+                        beginnings.begin((number, "plainly", checks))
+                        if not comparable(self.logits(called(self.elastic, inputs)), logits):
+                            self.sharing = False
+                            return {}
+                    sums[key][0] += int((logits.argmax(-1) == labels).sum())
+                    sums[key][1] += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+                    sums[key][2] += len(labels)
+        return {k: {"valid_accuracy": c / n, "valid_loss": loss / n} for k, (c, loss, n) in sums.items()}
 
     def forget(self) -> None:
         """Forget all scores: the weights have changed."""

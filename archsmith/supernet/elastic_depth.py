@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from archsmith.atoms.propagate import LabelledGraph, shape
 from archsmith.atoms.replay import IDENTITIES
@@ -146,7 +147,8 @@ def wrong_without(
 ) -> str:
     """Return why a network without some blocks is more than that: its code may count on a block. Empty when it is not.
 
-    The network without them is exported; its operators must be those of the original that no removed block issues.
+    The network without them is exported; its operators, with their constants, must be those of the original that no
+    removed block issues.
 
     Args:
         model: The network, left as it is.
@@ -168,13 +170,19 @@ def wrong_without(
         except UserError as error:
             return f"without them the network does not run: {error.given}"
     wanted = [
-        str(node.target)
+        _essence(node)
         for node in graph.operators()
         if not removed & {str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()}
     ]
-    left = [str(node.target) for node in program.graph_module.graph.nodes if node.op == "call_function"]
-    wanted, left = ([name for name in names if not _is_identity(name)] for names in (wanted, left))
+    left = [_essence(node) for node in program.graph_module.graph.nodes if node.op == "call_function"]
+    wanted, left = ([one for one in nodes if not _is_identity(one[0])] for nodes in (wanted, left))
     return "" if wanted == left else "without them other parts of the network compute something else"
+
+
+def _essence(node: fx.Node) -> tuple[str, str]:
+    """Return an operator and its constants: a number that follows the number of blocks is another one without them."""
+    leaves = tree_leaves((node.args, node.kwargs))
+    return str(node.target), repr([leaf for leaf in leaves if not isinstance(leaf, fx.Node)])
 
 
 def _is_identity(name: str) -> bool:

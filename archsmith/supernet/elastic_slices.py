@@ -220,6 +220,7 @@ class Slices:
         tensors, _ = named_tensors(model)
         slots = _slots(model)
         owners = {id(items): m for m in model.modules() for items in (m._parameters, m._buffers)}
+        self._owner_of = owners
         sliced: dict[int, _Sliced] = {}
         for part in parts:
             if isinstance(part, SlicedAxis | SlicedTensor | MappedTensor):
@@ -357,6 +358,25 @@ class Slices:
                     setattr(owner, name, value)
             for whole, picks, copied in copies:
                 _write_back(whole, picks, copied)
+
+    def genes_by_module(self) -> dict[str, tuple[str, ...]]:
+        """Return the genes that decide about the own tensors and attributes of each module, by qualified name.
+
+        Genes that only decide which children a container has are left out.
+        """
+        paths = {id(m): path for path, m in self.model.named_modules()}
+        found: dict[str, list[str]] = {}
+        for one in self._tensors:
+            genes = [*one.genes, *(gene for part in one.maps for gene in part.genes)]
+            for items, _ in one.slots:
+                found.setdefault(paths[id(self._owner_of[id(items)])], []).extend(genes)
+        modules = set(paths.values())
+        for part, _, _ in self._attributes:
+            owner = part.path
+            while owner not in modules:
+                owner = owner.rpartition(".")[0]
+            found.setdefault(owner, []).extend(part.genes)
+        return {path: tuple(dict.fromkeys(genes)) for path, genes in found.items()}
 
     def cuts(self, choices: Choices) -> dict[str, TensorCut]:
         """Return what a choice keeps of every tensor that shrinks, by qualified name (the first that a part gave)."""

@@ -41,6 +41,66 @@ def test_scores_are_those_of_the_extracted_networks() -> None:
     assert len(found) > 3
 
 
+def test_what_subnets_have_in_common_is_computed_once() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 3, 16, 16), torch.randint(0, 4, (8,))) for _ in range(2)]
+    elastic = Elastic(SmallResNet(3), batches[0][0][:2])
+    rng = np.random.default_rng(0)
+    parents = [elastic.space.sample(rng) for _ in range(4)]
+    subnets = [*parents, *(elastic.space.mutate(parent, rng) for parent in parents for _ in range(8))]
+    plain = SubnetEvaluator(elastic, batches)
+    calls: list[int] = []
+    hooks = [block.conv1.register_forward_hook(lambda *_: calls.append(1)) for block in elastic.model.layer1]  # type: ignore[union-attr]
+    one_by_one = [plain.metrics(subnet) for subnet in subnets]
+    alone, calls[:] = len(calls), []
+    shared = SubnetEvaluator(elastic, batches)
+    together = shared.metrics_of(subnets)
+    assert shared.sharing and 0 < len(calls) < alone / 2
+    for a, b in zip(one_by_one, together, strict=True):
+        assert a["valid_accuracy"] == b["valid_accuracy"]
+        assert a["valid_loss"] == pytest.approx(b["valid_loss"], rel=1e-6)
+    assert len({round(a["valid_loss"], 7) for a in together}) > 10
+    for hook in hooks:
+        hook.remove()
+    assert all("forward" not in vars(module) for module in elastic.modules())
+
+
+class InPlace(SmallResNet):
+    """Changes what its blocks return."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn(self.stem(x)))
+        for block in (*self.layer1, *self.layer2):
+            x = block(x)
+            x.mul_(1.5)
+        return self.fc(x.mean((2, 3)))
+
+
+class Remembering(SmallResNet):
+    """Depends on more than its input: on the call before."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * self.__dict__.setdefault("factor", 1.0)
+        self.__dict__["factor"] += 0.5
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("kind", "shares"), [(InPlace, True), (Remembering, False)])
+def test_outputs_that_are_changed_or_depend_on_more_are_not_shared(kind: type[SmallResNet], shares: bool) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 3, 8, 8), torch.randint(0, 4, (8,)))]
+    elastic = Elastic(kind(2), batches[0][0][:2], {"*conv1": [0.5, 1.0]})
+    rng = np.random.default_rng(0)
+    subnets = [elastic.space.sample(rng) for _ in range(12)]
+    evaluator = SubnetEvaluator(elastic, batches)
+    together = evaluator.metrics_of(subnets)
+    assert evaluator.sharing == shares
+    if shares:
+        plain = SubnetEvaluator(elastic, batches)
+        for subnet, found in zip(subnets, together, strict=True):
+            assert found["valid_loss"] == pytest.approx(plain.metrics(subnet)["valid_loss"], rel=1e-5)
+
+
 def test_a_subnet_is_run_once_and_again_when_the_weights_changed() -> None:
     torch.manual_seed(0)
     batches = [(torch.randn(8, 3, 8, 8), torch.randint(0, 4, (8,)))]
