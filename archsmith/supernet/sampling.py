@@ -1,5 +1,9 @@
 """Which subnets of a supernet one training step trains, and from what each learns.
 
+"Uniform" means that each decision is uniform among its options, independent of the others, as the published systems have
+it. (Uniform over architectures, as ``space.sample`` may be, would nearly always choose the largest depth: there are
+more architectures behind it.)
+
 A rule draws children for a step. Each child says how much it learns from the labels, from the child that teaches in
 this step (in-place distillation) and from a teacher outside, and whether it is regularised.
 
@@ -17,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from archsmith.core.errors import UserError
-from archsmith.space import Architecture, Interval, Mask, Options, Space, Value
+from archsmith.space import Architecture, Interval, Mask, Options, Space, Value, sample_by_decisions
 from archsmith.space.options import Subsets
 
 
@@ -85,7 +89,7 @@ class Uniform(Sampling):
 
     def children(self, rng: np.random.Generator, progress: float = 0.0) -> list[Child]:
         """See ``Sampling``."""
-        return [Child(architecture=self.space.sample(rng), labels=1.0, regularised=True) for _ in range(self.number)]
+        return [Child(architecture=sample_by_decisions(self.space, rng), labels=1.0, regularised=True) for _ in range(self.number)]
 
 
 class Sandwich(Sampling):
@@ -104,7 +108,7 @@ class Sandwich(Sampling):
 
     def random(self, rng: np.random.Generator, progress: float) -> Architecture:
         """Return one of the children in the middle; here a uniform one."""
-        return self.supernet.space.sample(rng)
+        return sample_by_decisions(self.supernet.space, rng)
 
     def children(self, rng: np.random.Generator, progress: float = 0.0) -> list[Child]:
         """See ``Sampling``."""

@@ -44,6 +44,15 @@ def test_a_sandwich_is_largest_random_and_smallest() -> None:
     assert [c.architecture for c in again] == [c.architecture for c in (first, *middle, last)]
 
 
+def test_every_decision_is_uniform_whatever_depends_on_it() -> None:
+    ends = Ends()
+    rng = np.random.default_rng(0)
+    drawn = [Uniform(ends).children(rng)[0].architecture["depth"] for _ in range(400)]
+    drawn += [Sandwich(ends, 3).children(rng)[1].architecture["depth"] for _ in range(400)]
+    # 800 fair draws: four standard deviations are 57; uniform over architectures would give 267
+    assert abs(drawn.count(1) - 400) < 57
+
+
 def test_the_strongest_come_first_and_all_in_the_end() -> None:
     ends = Ends()
     rule = StrongestFirst(ends, 4, warmup=0.5)
