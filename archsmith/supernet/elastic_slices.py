@@ -172,8 +172,7 @@ class _Sliced:
 
     name: str
     shape: tuple[int, ...]
-    slots: list[tuple[dict[str, Any], str]]
-    owner: nn.Module
+    slots: list[tuple[dict[str, Any], str, nn.Module]]
     axes: dict[int, list[SlicedAxis]] = field(default_factory=dict)
     whole: SlicedTensor | None = None
     maps: list[MappedTensor] = field(default_factory=list)
@@ -219,8 +218,6 @@ class Slices:
         self._depth = 0
         tensors, _ = named_tensors(model)
         slots = _slots(model)
-        owners = {id(items): m for m in model.modules() for items in (m._parameters, m._buffers)}
-        self._owner_of = owners
         sliced: dict[int, _Sliced] = {}
         for part in parts:
             if isinstance(part, SlicedAxis | SlicedTensor | MappedTensor):
@@ -229,8 +226,7 @@ class Slices:
                         "parts", part.tensor, allowed="qualified names of parameters and buffers of the model"
                     )
                 tensor = tensors[part.tensor]
-                places = slots[id(tensor)]
-                fresh = _Sliced(part.tensor, tuple(tensor.shape), places, owners[id(places[0][0])])
+                fresh = _Sliced(part.tensor, tuple(tensor.shape), slots[id(tensor)])
                 one = sliced.setdefault(id(tensor), fresh)
                 _enter(one, part)
         self._tensors = list(sliced.values())
@@ -242,15 +238,11 @@ class Slices:
         self._attributes = [(p, *_owner(model, p.path)) for p in parts if isinstance(p, SlicedAttribute)]
         self._children = [(p, _container(model, p.container)) for p in parts if isinstance(p, SlicedChildren)]
         self._modules = _modules_of(model, self._tensors)
-        self._cut_of: dict[int, dict[str, _Sliced]] = {}  # by the identity of a module's dictionary of tensors
-        for one in self._tensors:
-            for items, leaf in one.slots:
-                self._cut_of.setdefault(id(items), {})[leaf] = one
         self._derived: dict[tuple[int, tuple[Any, ...]], list[tuple[str, Any]]] = {}
         self._fill: list[tuple[_Sliced, Sequence[Any]]] = []
         self._set: list[tuple[Any, str | int, Any]] = []
         self._kept_children: list[tuple[nn.Module, dict[str, nn.Module]]] = []
-        self._recurrent = [m for _, m, _ in self._modules if isinstance(m, nn.RNNBase)]
+        self._recurrent = [m for _, m, _, _ in self._modules if isinstance(m, nn.RNNBase)]
 
     def choose(self, choices: Choices) -> None:
         """Make this choice the one that ``active()`` puts in place.
@@ -278,12 +270,12 @@ class Slices:
             if len(kept) < len(container._modules):
                 children.append((container, remaining(container, kept)))
         derived: list[tuple[Any, str | int, Any]] = []
-        for number, (_, module, own) in enumerate(self._modules):
-            key = (number, tuple(choices[gene] for gene in own))
+        for number, (_, module, genes, _) in enumerate(self._modules):
+            key = (number, tuple(choices[gene] for gene in genes))
             found = self._derived.get(key)
             if found is None:
                 found = self._derive(number, choices)
-            derived.extend((module.__dict__, name, value) for name, value in found)
+            derived.extend((module, name, value) for name, value in found)
         for attribute, owner, leaf in self._attributes:
             value = attribute.value(*(choices[gene] for gene in attribute.genes))
             derived.append((owner, leaf, value))
@@ -301,7 +293,7 @@ class Slices:
             for axis, genes in one.axis_genes.items():
                 for choices in _combinations(genes, options, limit):
                     self._axis(one, axis, choices)
-        for number, (_, _, genes) in enumerate(self._modules):
+        for number, (_, _, genes, _) in enumerate(self._modules):
             for choices in _combinations(genes, options, limit):
                 self._derive(number, choices)
 
@@ -324,25 +316,27 @@ class Slices:
         self._depth = 1
         try:
             for one, picks in self._fill:
-                items, leaf = one.slots[0]
+                items, leaf, owner = one.slots[0]
                 whole = view = items[leaf]
                 for pick in picks:
                     view = pick.of(view)
-                for items, leaf in one.slots:
+                for items, leaf, _ in one.slots:
                     undo.append((items, leaf, whole))
                     items[leaf] = view
-                if not isinstance(whole, nn.Parameter) and one.owner.training and not view._is_view():
+                if not isinstance(whole, nn.Parameter) and owner.training and not view._is_view():
                     copies.append((whole, picks, view))
             for module in self._recurrent:
                 recurrent.append((module, module._flat_weights))
                 module.__dict__["_flat_weights"] = [getattr(module, name) for name in module._flat_weights_names]
-            for owner, name, value in self._set:
-                if isinstance(owner, dict | list):
-                    undo.append((owner, name, owner[name]))  # type: ignore[index]
-                    owner[name] = value  # type: ignore[index]
-                else:
-                    undo.append((owner, name, getattr(owner, str(name))))
-                    setattr(owner, str(name), value)
+            for owned, name, value in self._set:
+                is_list = isinstance(owned, list)
+                holder: Any = owned if is_list or isinstance(owned, dict) else owned.__dict__
+                if is_list or name in holder:
+                    undo.append((holder, name, holder[name]))
+                    holder[name] = value
+                else:  # a property, or a field without a dictionary
+                    undo.append((owned, name, getattr(owned, str(name))))
+                    setattr(owned, str(name), value)
             for container, modules in self._kept_children:
                 undo.append((container.__dict__, "_modules", container._modules))
                 container.__dict__["_modules"] = modules
@@ -368,8 +362,8 @@ class Slices:
         found: dict[str, list[str]] = {}
         for one in self._tensors:
             genes = [*one.genes, *(gene for part in one.maps for gene in part.genes)]
-            for items, _ in one.slots:
-                found.setdefault(paths[id(self._owner_of[id(items)])], []).extend(genes)
+            for _, _, owning in one.slots:
+                found.setdefault(paths[id(owning)], []).extend(genes)
         modules = set(paths.values())
         for part, _, _ in self._attributes:
             owner = part.path
@@ -437,14 +431,13 @@ class Slices:
 
     def _derive(self, number: int, choices: Choices) -> list[tuple[str, Any]]:
         """Work out the attributes of one of torch's own modules, on a stand-in with tensors without numbers."""
-        path, module, genes = self._modules[number]
+        path, module, genes, own = self._modules[number]
         stand_in = copy.copy(module)
         cuts: dict[str, TensorCut] = {}
         for kind in ("_parameters", "_buffers"):
             items = dict(module.__dict__[kind])
             for leaf, tensor in items.items():
-                cut = None if tensor is None else self._cut_of.get(id(module.__dict__[kind]), {}).get(leaf)
-                kept = None if cut is None else self._cut(cut, choices)
+                kept = self._cut(own[leaf], choices) if leaf in own else None
                 if kept is not None:
                     cuts[leaf] = kept
                     items[leaf] = torch.empty(_shape(tuple(tensor.shape), kept), device="meta")
@@ -513,44 +506,41 @@ def _genes_of(parts: Sequence[SlicedAxis | SlicedTensor]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(gene for part in parts for gene in part.genes))
 
 
-def _slots(model: nn.Module) -> dict[int, list[tuple[dict[str, Any], str]]]:
-    """Return the dictionaries that hold a tensor, tied ones in several, by the identity of the tensor."""
-    found: dict[int, list[tuple[dict[str, Any], str]]] = {}
+def _slots(model: nn.Module) -> dict[int, list[tuple[dict[str, Any], str, nn.Module]]]:
+    """Return where a tensor is held, in which modules, by its identity; tied ones are in several places."""
+    found: dict[int, list[tuple[dict[str, Any], str, nn.Module]]] = {}
     for module in model.modules():
         for items in (module._parameters, module._buffers):
             for leaf, tensor in items.items():
                 if tensor is not None:
-                    found.setdefault(id(tensor), []).append((items, leaf))
+                    found.setdefault(id(tensor), []).append((items, leaf, module))
     return found
 
 
-def _modules_of(model: nn.Module, sliced: Sequence[_Sliced]) -> list[tuple[str, nn.Module, tuple[str, ...]]]:
-    """Return the modules of which tensors are sliced, with the genes that decide."""
-    genes: dict[int, tuple[str, ...]] = {}
+def _modules_of(
+    model: nn.Module, sliced: Sequence[_Sliced]
+) -> list[tuple[str, nn.Module, tuple[str, ...], dict[str, _Sliced]]]:
+    """Return the modules of which tensors are sliced, with the genes that decide and the tensors by attribute name."""
+    own: dict[int, dict[str, _Sliced]] = {}
     for one in sliced:
-        for items, _ in one.slots:
-            genes[id(items)] = tuple(dict.fromkeys((*genes.get(id(items), ()), *one.genes)))
+        for _, leaf, module in one.slots:
+            own.setdefault(id(module), {})[leaf] = one
     found = []
     for path, module in model.named_modules():
-        own = tuple(dict.fromkeys((*genes.get(id(module._parameters), ()), *genes.get(id(module._buffers), ()))))
-        if own:
-            found.append((path, module, own))
+        if tensors := own.get(id(module)):
+            genes = tuple(dict.fromkeys(gene for one in tensors.values() for gene in one.genes))
+            found.append((path, module, genes, tensors))
     return found
 
 
 def _owner(model: nn.Module, path: str) -> tuple[Any, str | int]:
-    """Return what holds an attribute, and its name there; the dictionary of a plain one."""
+    """Return what holds an attribute, and its name or number there."""
     *parents, leaf = path.split(".")
     owner: Any = model
     for parent in parents:
         owner = member(owner, parent, path)
     member(owner, leaf, path)
-    if isinstance(owner, list):
-        return owner, int(leaf)
-    held = getattr(owner, "__dict__", {})
-    if isinstance(owner, dict):
-        return owner, leaf
-    return (held, leaf) if leaf in held else (owner, leaf)
+    return (owner, int(leaf)) if isinstance(owner, list) else (owner, leaf)
 
 
 def _container(model: nn.Module, path: str) -> nn.Module:

@@ -1,8 +1,8 @@
 """Which subnets of a supernet one training step trains, and from what each learns.
 
-"Uniform" means that each decision is uniform among its options, independent of the others, as the published systems have
-it. (Uniform over architectures, as ``space.sample`` may be, would nearly always choose the largest depth: there are
-more architectures behind it.)
+"Uniform" means that each decision is uniform among its options, independent of the others, as the published systems
+have it. (Uniform over architectures, as ``space.sample`` may be, would nearly always choose the largest depth: there
+are more architectures behind it.)
 
 A rule draws children for a step. Each child says how much it learns from the labels, from the child that teaches in
 this step (in-place distillation) and from a teacher outside, and whether it is regularised.
@@ -89,7 +89,10 @@ class Uniform(Sampling):
 
     def children(self, rng: np.random.Generator, progress: float = 0.0) -> list[Child]:
         """See ``Sampling``."""
-        return [Child(architecture=sample_by_decisions(self.space, rng), labels=1.0, regularised=True) for _ in range(self.number)]
+        return [
+            Child(architecture=sample_by_decisions(self.space, rng), labels=1.0, regularised=True)
+            for _ in range(self.number)
+        ]
 
 
 class Sandwich(Sampling):

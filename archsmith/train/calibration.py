@@ -8,7 +8,7 @@ Source: Yu and Huang, arXiv 1903.05134; BigNAS, arXiv 2003.11142.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def calibrate_(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     return model
 
 
-def called(model: nn.Module, inputs: Any) -> Any:
+def called(model: Callable[..., Any], inputs: Any) -> Any:
     """Return what a model gives for a tensor, a tuple or list of arguments, or a mapping by name."""
     if isinstance(inputs, torch.Tensor):
         return model(inputs)

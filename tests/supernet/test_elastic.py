@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +69,20 @@ MORE = (
 )
 
 
+@functools.cache
+def built(name: str) -> tuple[Elastic, Any, Any]:
+    return made(name)
+
+
 def build(name: str, dims: Any = None, **options: Any) -> tuple[Elastic, Any, Any]:
+    """Return an elastic network; what is offered by default is made once and copied."""
+    if dims is not None or options:
+        return made(name, dims, **options)
+    elastic, inputs, forward = built(name)
+    return copy.deepcopy(elastic), inputs, forward
+
+
+def made(name: str, dims: Any = None, **options: Any) -> tuple[Elastic, Any, Any]:
     torch.manual_seed(0)
     model, inputs, forward = NETS[name]() if name in NETS else of_transformers(name)()
     atoms_nets.randomised(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -190,3 +192,31 @@ def test_choices_that_do_not_fit_are_refused() -> None:
         slices.choose({"width": 0})
     with pytest.raises(UserError, match="ascending"):
         Slices(conv_net(), [SlicedAxis("0.weight", 0, ("w",), lambda w: [2, 1])]).choose({"w": 1})
+
+
+def test_a_copy_is_as_elastic_as_the_original() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.inner, self.outer = 4, nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.outer(self.inner(x).view(len(x), self.heads, 2).flatten(1))
+
+    net = Heads()
+    parts = [
+        SlicedAxis("inner.weight", 0, ("heads",), lambda heads: 2 * heads),
+        SlicedAxis("inner.bias", 0, ("heads",), lambda heads: 2 * heads),
+        SlicedAxis("outer.weight", 1, ("heads",), lambda heads: 2 * heads),
+        SlicedAttribute("heads", ("heads",), first),
+    ]
+    slices, x = Slices(net, parts), torch.randn(5, 3)
+    slices.choose({"heads": 2})
+    twin = copy.deepcopy(slices)
+    with slices.active(), twin.active():
+        assert twin.model is not net and torch.equal(twin.model(x), net(x))
+    slices.choose({"heads": 4})
+    twin.choose({"heads": 1})
+    with twin.active():
+        assert twin.model(x).shape == (5, 2) and twin.model.outer.in_features == 2
+        assert net.heads == 4 and net.inner.out_features == 8
