@@ -24,6 +24,8 @@ from archsmith.strategies.eas import Eas, GrowthStage
 from archsmith.strategies.evolution import MutateWithin, RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
 from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
+from archsmith.strategies.inner_search import Drawn, Evolution, InnerSearch
+from archsmith.strategies.linas import MeasureRefitSearch, linas
 from archsmith.strategies.local import LocalSearch
 from archsmith.strategies.mcts import MonteCarloTreeSearch
 from archsmith.strategies.nsga2 import Nsga2
@@ -41,12 +43,16 @@ __all__ = [
     "Bohb",
     "Controller",
     "Distribution",
+    "Drawn",
     "Eas",
+    "Evolution",
     "GaussianProcessSearch",
     "GridSearch",
     "GrowthStage",
     "Hyperband",
+    "InnerSearch",
     "LocalSearch",
+    "MeasureRefitSearch",
     "MonteCarloTreeSearch",
     "MutateWithin",
     "Nsga2",
@@ -64,6 +70,7 @@ __all__ = [
     "TpeSearch",
     "UniformDecisions",
     "geometric_fidelities",
+    "linas",
     "open_strategy",
     "strategy_class",
     "strategy_table",
