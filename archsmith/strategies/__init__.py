@@ -18,6 +18,7 @@ from archsmith.space import Space
 from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
 from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
+from archsmith.strategies.coarse_to_fine import CoarseToFine, coarse_grid
 from archsmith.strategies.controller import Controller
 from archsmith.strategies.distribution import Distribution, UniformDecisions
 from archsmith.strategies.eas import Eas, GrowthStage
@@ -41,6 +42,7 @@ __all__ = [
     "DEFAULT_OBJECTIVE",
     "PPO",
     "Bohb",
+    "CoarseToFine",
     "Controller",
     "Distribution",
     "Drawn",
@@ -69,6 +71,7 @@ __all__ = [
     "TablePolicy",
     "TpeSearch",
     "UniformDecisions",
+    "coarse_grid",
     "geometric_fidelities",
     "linas",
     "open_strategy",
