@@ -3,6 +3,8 @@
 - Counted: ``count`` (MACs, parameters), ``count_onnx`` (the same of an ONNX file), ``peak_activation_bytes``,
   ``weight_bytes``
 - Measured: ``measure_latency``, ``measure_many`` (interleaved), and ``claim`` (does a latency keep a limit?)
+- Quantised: ``export_onnx``, ``activation_ranges``, then ``quantise_onnx`` by a policy per layer (or
+  ``quantise_onnx_dynamically``); ``simulated`` does the same to a module, for accuracy alone
 - Looked up: ``LookupTable``, the sum of measured operators (``read_lookup_table``, or measured here: ``measure_table``)
 - Counted and measured, per layer: ``profile``
 - As typed by a user: ``load_target``, ``parse_shapes``, ``example_inputs``
@@ -15,38 +17,56 @@ from archsmith.cost.lookup import LookupTable, Row, read_lookup_table
 from archsmith.cost.measured_table import measure_table
 from archsmith.cost.memory import peak_activation_bytes, weight_bytes
 from archsmith.cost.onnx_counts import count_onnx
+from archsmith.cost.onnx_export import export_onnx
+from archsmith.cost.onnx_layers import OnnxLayer, onnx_layers, onnx_precision
 from archsmith.cost.profile import TABLE_COLUMNS, LayerProfile, Profile, profile
+from archsmith.cost.quantise_onnx import QuantisedFile, quantise_onnx, quantise_onnx_dynamically
+from archsmith.cost.quantise_torch import layer_elements, quantisable_layers, simulated
+from archsmith.cost.ranges import CalibrationMethod, Ranges, activation_ranges
 from archsmith.cost.reference import reference_inputs, reference_network
 from archsmith.cost.targets import example_inputs, load_target, parse_shapes
 
 __all__ = [
     "TABLE_COLUMNS",
     "Backend",
+    "CalibrationMethod",
     "Convention",
     "Counts",
     "Latency",
     "LayerCount",
     "LayerProfile",
     "LookupTable",
+    "OnnxLayer",
     "Precision",
     "Profile",
     "Provenance",
+    "QuantisedFile",
+    "Ranges",
     "Row",
     "Target",
     "Verdict",
+    "activation_ranges",
     "claim",
     "count",
     "count_onnx",
     "example_inputs",
+    "export_onnx",
+    "layer_elements",
     "load_target",
     "measure_latency",
     "measure_many",
     "measure_table",
+    "onnx_layers",
+    "onnx_precision",
     "parse_shapes",
     "peak_activation_bytes",
     "profile",
+    "quantisable_layers",
+    "quantise_onnx",
+    "quantise_onnx_dynamically",
     "read_lookup_table",
     "reference_inputs",
     "reference_network",
+    "simulated",
     "weight_bytes",
 ]

@@ -11,7 +11,8 @@ Deciders: ``Uniform``, ``Replay``, ``Exactly``, ``Crossover``, ``Recording``, ``
 
 Values: ``Architecture``, ``Trial``, ``Result``, ``Objective``, ``Budget`` with ``Limit`` and ``Violation``;
 ``pareto_front``, ``non_dominated``, ``dominates`` and ``hypervolume_of``
-compare results (on arrays: ``archsmith.space.hypervolume``).
+compare results (on arrays: ``archsmith.space.hypervolume``). ``LayerPolicy`` and ``Policy`` say in which precision each
+layer is kept, ``policy_bytes`` what that takes.
 
 Example:
     >>> import numpy as np
@@ -47,6 +48,7 @@ from archsmith.space.hypervolume import Hypervolume, hypervolume_of
 from archsmith.space.options import Interval, Options
 from archsmith.space.pareto import dominates, non_dominated, pareto_front
 from archsmith.space.product import ProductSpace
+from archsmith.space.quantisation import LayerPolicy, Policy, policy_bytes
 from archsmith.space.trial import Objective, Result, Trial
 from archsmith.space.values import FrozenDict, Value
 
@@ -76,6 +78,7 @@ __all__ = [
     "Hypervolume",
     "Interval",
     "Invalid",
+    "LayerPolicy",
     "Limit",
     "Linear",
     "Mask",
@@ -83,6 +86,7 @@ __all__ = [
     "Objective",
     "Options",
     "Ordinal",
+    "Policy",
     "Predicate",
     "ProductSpace",
     "Real",
@@ -102,5 +106,6 @@ __all__ = [
     "hypervolume_of",
     "non_dominated",
     "pareto_front",
+    "policy_bytes",
     "sample_by_decisions",
 ]
