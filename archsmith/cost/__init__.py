@@ -5,15 +5,21 @@
 - Measured: ``measure_latency``, ``measure_many`` (interleaved), and ``claim`` (does a latency keep a limit?)
 - Quantised: ``export_onnx``, ``activation_ranges``, then ``quantise_onnx`` by a policy per layer (or
   ``quantise_onnx_dynamically``); ``simulated`` does the same to a module, for accuracy alone
-- Looked up: ``LookupTable``, the sum of measured operators (``read_lookup_table``, or measured here: ``measure_table``)
+- Also measured: ``measured_peak`` and ``resident_peak`` (memory), ``measure_energy`` (or ``NotAvailable``)
+- Looked up: ``LookupTable``, the sum of measured operators (``read_lookup_table``, or measured here: ``measure_table``);
+  ``fit_whole_networks`` says how well they add up, ``InterpolatedRow`` what lies between measured widths
 - Counted and measured, per layer: ``profile``
 - As typed by a user: ``load_target``, ``parse_shapes``, ``example_inputs``
 """
 
+from archsmith.cost.additivity import Additivity, fit_whole_networks
 from archsmith.cost.backends import Backend, Precision, Target
 from archsmith.cost.counts import Convention, Counts, LayerCount, count
+from archsmith.cost.energy import Energy, NotAvailable, measure_energy
+from archsmith.cost.interpolation import InterpolatedRow
 from archsmith.cost.latency import Latency, Provenance, Verdict, claim, measure_latency, measure_many
 from archsmith.cost.lookup import LookupTable, Row, read_lookup_table
+from archsmith.cost.measured_memory import PeakMemory, measured_peak, resident_peak
 from archsmith.cost.measured_table import measure_table
 from archsmith.cost.memory import peak_activation_bytes, weight_bytes
 from archsmith.cost.onnx_counts import count_onnx
@@ -28,15 +34,20 @@ from archsmith.cost.targets import example_inputs, load_target, parse_shapes
 
 __all__ = [
     "TABLE_COLUMNS",
+    "Additivity",
     "Backend",
     "CalibrationMethod",
     "Convention",
     "Counts",
+    "Energy",
+    "InterpolatedRow",
     "Latency",
     "LayerCount",
     "LayerProfile",
     "LookupTable",
+    "NotAvailable",
     "OnnxLayer",
+    "PeakMemory",
     "Precision",
     "Profile",
     "Provenance",
@@ -51,11 +62,14 @@ __all__ = [
     "count_onnx",
     "example_inputs",
     "export_onnx",
+    "fit_whole_networks",
     "layer_elements",
     "load_target",
+    "measure_energy",
     "measure_latency",
     "measure_many",
     "measure_table",
+    "measured_peak",
     "onnx_layers",
     "onnx_precision",
     "parse_shapes",
@@ -67,6 +81,7 @@ __all__ = [
     "read_lookup_table",
     "reference_inputs",
     "reference_network",
+    "resident_peak",
     "simulated",
     "weight_bytes",
 ]

@@ -107,7 +107,7 @@ def _captured(module: nn.Module, arguments: tuple[Any, ...], place: torch.device
 
 
 def cuda_clock(device: str) -> Clock:
-    """Return a clock in seconds that runs on the GPU: the time between events on its stream, the host's own left out."""
+    """Return a clock in seconds that runs on the GPU: the time between events on its stream."""
     start = torch.cuda.Event(enable_timing=True)
     stream = torch.cuda.current_stream(device)
     start.record(stream)

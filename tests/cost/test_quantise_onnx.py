@@ -14,7 +14,6 @@ from archsmith.cost.quantisers import weight_quantiser
 from archsmith.cost.ranges import activation_ranges
 from archsmith.space.quantisation import LayerPolicy
 
-
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
