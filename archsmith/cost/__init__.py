@@ -6,7 +6,7 @@
 - Quantised: ``export_onnx``, ``activation_ranges``, then ``quantise_onnx`` by a policy per layer (or
   ``quantise_onnx_dynamically``); ``simulated`` does the same to a module, for accuracy alone
 - Also measured: ``measured_peak`` and ``resident_peak`` (memory), ``measure_energy`` (or ``NotAvailable``)
-- Looked up: ``LookupTable``, the sum of measured operators (``read_lookup_table``, or measured here: ``measure_table``);
+- Looked up: ``LookupTable``, the sum of measured operators (``read_lookup_table``, or here: ``measure_table``);
   ``fit_whole_networks`` says how well they add up, ``InterpolatedRow`` what lies between measured widths
 - Counted and measured, per layer: ``profile``
 - As typed by a user: ``load_target``, ``parse_shapes``, ``example_inputs``
