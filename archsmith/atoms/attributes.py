@@ -70,6 +70,27 @@ _OF_TORCH = (
 _CONV1D = "transformers.pytorch_utils.Conv1D"
 
 
+def attributes_of(path: str, module: nn.Module, cuts: Mapping[str, TensorCut]) -> dict[str, Any]:
+    """Return the attributes of one of torch's own modules that disagree with its weights, which are cut already.
+
+    Args:
+        path: Its qualified name, for messages.
+        module: Read only; its attributes are still those of before the cut.
+        cuts: What its own tensors kept, by attribute name.
+
+    Returns:
+        New values by name; nothing for modules of other makes.
+
+    Raises:
+        CutRefused: See ``refresh_attributes``.
+    """
+    if not _has_rule(cast(Hashable, type(module))):
+        return {}
+    of_tensor = {id(getattr(module, name)): cut for name, cut in cuts.items()}
+    wanted = _wanted(path, module, _rows_of(module, of_tensor))
+    return {name: value for name, value in wanted if getattr(module, name) != value}
+
+
 @functools.cache
 def _has_rule(kind: Hashable) -> bool:
     """Whether ``_wanted`` knows modules of a class."""
@@ -231,8 +252,8 @@ def set_attributes(model: nn.Module, values: Mapping[str, Any], edits: Edits) ->
         owner: Any = model
         *parents, leaf = path.split(".")
         for parent in parents:
-            owner = _member(owner, parent, path)
-        before = _member(owner, leaf, path)
+            owner = member(owner, parent, path)
+        before = member(owner, leaf, path)
         value = _of_kind(value, before)
         if before == value and type(before) is type(value):
             continue
@@ -258,7 +279,12 @@ def _of_kind(value: Any, before: Any) -> Any:
     return tuple(value) if isinstance(before, tuple) and isinstance(value, list) else value
 
 
-def _member(owner: Any, name: str, path: str) -> Any:
+def member(owner: Any, name: str, path: str) -> Any:
+    """Return one step of a dotted path: an attribute, or an entry of a dictionary or list.
+
+    Raises:
+        UserError: It does not exist; names the whole ``path``.
+    """
     try:
         if isinstance(owner, dict):
             return owner[name]

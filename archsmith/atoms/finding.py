@@ -29,7 +29,7 @@ from archsmith.atoms.replay import Replay, compare, cut_copy
 from archsmith.atoms.rules import rule_for
 from archsmith.atoms.search import attributes_for, link_shared_sizes
 from archsmith.atoms.trace import Forward, Program, export, named_tensors
-from archsmith.atoms.units import Cut, Pinned, UnitGroup, with_constraints
+from archsmith.atoms.units import Cut, IntArray, Pinned, UnitGroup, with_constraints
 from archsmith.core.errors import Shown, UserError
 
 
@@ -154,7 +154,7 @@ class FoundAtoms:
 
     def plan(
         self,
-        removed: Mapping[str, Sequence[int]],
+        removed: Mapping[str, Sequence[int] | IntArray],
         *,
         attributes: Mapping[str, Any] | None = None,
         check: bool = True,

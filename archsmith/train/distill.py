@@ -69,6 +69,27 @@ def distillation(student_logits_BC: Tensor, vote_BC: Tensor, temperature: float)
     return temperature**2 * functional.kl_div(own_BC, vote_BC.detach(), reduction="batchmean")
 
 
+def soft_cross_entropy(student_logits_BC: Tensor, teacher_logits_BC: Tensor) -> Tensor:
+    """Return ``-sum_c softmax(teacher)_c log softmax(student)_c``, the mean over the batch; temperature 1.
+
+    Its gradient is that of the divergence from the teacher; its smallest value is the teacher's entropy, not 0.
+
+    Args:
+        student_logits_BC: Logits of the student; the gradient goes here alone.
+        teacher_logits_BC: Logits of the teacher, constants.
+
+    Raises:
+        UserError: Different shapes.
+
+    Source: in-place distillation, Yu and Huang, arXiv 1903.05134, and BigNAS, arXiv 2003.11142.
+    """
+    if student_logits_BC.shape != teacher_logits_BC.shape:
+        raise UserError(
+            "teacher", tuple(teacher_logits_BC.shape), allowed=f"the student's shape {tuple(student_logits_BC.shape)}"
+        )
+    return functional.cross_entropy(student_logits_BC, teacher_logits_BC.detach().softmax(dim=-1))
+
+
 def ramp(step: int, length: float) -> float:
     """Return a factor that rises linearly from 0 at step 0 to 1 at ``length`` steps, and stays there."""
     return 1.0 if length <= 0 else min(1.0, step / length)

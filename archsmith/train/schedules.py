@@ -39,6 +39,38 @@ def staircase(
     return float(peak * decay ** (step // (every_epochs * steps_per_epoch)))
 
 
+def staircase_to_floor(
+    step: int,
+    *,
+    peak: float,
+    steps_per_epoch: int,
+    warmup_epochs: float = 5.0,
+    decay: float = 0.97,
+    every_epochs: float = 2.4,
+    floor: float = 0.05,
+    start: float = 0.001,
+) -> float:
+    """Return a rate that rises linearly, decays stair by stair, and stays constant once it has come down to a floor.
+
+    Args:
+        step: Number of steps done.
+        peak: Largest rate.
+        steps_per_epoch: Steps of one epoch.
+        warmup_epochs: Length of the linear rise, from ``start * peak`` at step 0.
+        decay: Factor of each stair.
+        every_epochs: Width of a stair; stairs are counted from the end of the rise.
+        floor: Smallest rate as a part of the peak; training goes on at it.
+        start: See ``warmup_epochs``.
+
+    Source: BigNAS (arXiv 2003.11142): 0.256, 5 epochs, 0.97 every 2.4 epochs, 5 % (reached after 99 stairs).
+    """
+    warmup = warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return peak * (start + (1.0 - start) * step / warmup)
+    stairs = int((step - warmup) / (every_epochs * steps_per_epoch) + 1e-9)
+    return max(floor * peak, float(peak * decay**stairs))
+
+
 def dropped(step: int, *, base: float, drops: Sequence[int], steps_per_epoch: int, factor: float = 0.1) -> float:
     """Return the learning rate ``base * factor ** n`` where ``n`` of the epochs in ``drops`` have begun.
 

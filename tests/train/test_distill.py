@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from archsmith.core.errors import UserError
-from archsmith.train.distill import distillation, ramp, voted
+from archsmith.train.distill import distillation, ramp, soft_cross_entropy, voted
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "sd-darts.json").read_text())["cases"]
 KD = [case for case in CASES if case["name"].startswith("kd:")]
@@ -99,3 +99,33 @@ def test_what_makes_no_sense_is_refused():
         distillation(torch.zeros(2, 4), torch.zeros(2, 3), 1.0)
     with pytest.raises(UserError, match="temperature"):
         distillation(torch.zeros(2, 3), torch.zeros(2, 3), -1.0)
+
+
+def test_in_place_distillation_is_as_published():
+    cases = json.loads((Path(__file__).parents[1] / "golden" / "bignas.json").read_text())["cases"]
+    expected = next(case["expected"] for case in cases if case["name"] == "inplace-distillation-loss")
+    grid = 5 * torch.arange(4, dtype=torch.float64)[:, None] + torch.arange(5, dtype=torch.float64)
+    student = (2 * torch.sin(0.7 * grid + 0.3)).requires_grad_()
+    teacher = (2 * torch.sin(1.1 * grid + 0.9)).requires_grad_()
+    loss = soft_cross_entropy(student, teacher)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected["soft_ce_student_vs_teacher"], abs=1e-8)
+    assert student.grad is not None
+    assert student.grad[0, 0].item() == pytest.approx(expected["grad_00"], abs=1e-8)
+    assert student.grad[-1, -1].item() == pytest.approx(expected["grad_last"], abs=1e-8)
+    assert teacher.grad is None
+    targets = torch.arange(4) % 5
+    hard = functional.cross_entropy(teacher, targets, label_smoothing=0.1)
+    assert hard.item() == pytest.approx(expected["smoothed_ce_teacher_logits"], abs=1e-8)
+
+
+def test_the_least_of_in_place_distillation_is_the_teachers_entropy():
+    teacher = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    probabilities = teacher.softmax(-1)
+    entropy = -(probabilities * probabilities.log()).sum(-1).mean()
+    assert entropy > 0.5
+    torch.testing.assert_close(soft_cross_entropy(teacher, teacher), entropy)
+    other = teacher + 0.1 * torch.randn(teacher.shape, dtype=torch.float64)
+    assert soft_cross_entropy(other, teacher) > entropy
+    with pytest.raises(UserError, match=r"teacher: got \(6, 4\); allowed: the student's shape \(6, 5\)"):
+        soft_cross_entropy(teacher, teacher[:, :4])

@@ -1,5 +1,7 @@
+import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from mobile_samples import fact
@@ -13,6 +15,7 @@ from archsmith.train.schedules import (
     dropped,
     penalty_ramp,
     staircase,
+    staircase_to_floor,
 )
 
 
@@ -172,3 +175,14 @@ def test_schedules_that_make_no_sense_are_refused(changes, text):
     assert text in str(error.value)
     with pytest.raises(UserError, match=r"cosine_power\.power"):
         cosine_power_at(0.5, power=0.9)
+
+
+def test_the_rate_of_bignas_decays_to_a_constant():
+    cases = json.loads((Path(__file__).parents[1] / "golden" / "bignas.json").read_text())["cases"]
+    case = next(case for case in cases if case["name"].startswith("lr-staircase"))
+    for step, rate in case["expected"].items():
+        assert staircase_to_floor(int(step), peak=0.256, steps_per_epoch=10) == pytest.approx(rate, abs=1e-9)
+    reached = next(case["expected"] for case in cases if case["name"] == "lr-floor-reached")
+    rates = [staircase_to_floor(step, peak=1.0, steps_per_epoch=10, warmup_epochs=0) for step in range(3000)]
+    assert rates.index(0.05) == round(10 * reached["epochs_after_warmup"]) == round(24 * reached["n"])
+    assert set(rates[rates.index(0.05) :]) == {0.05}
