@@ -12,7 +12,7 @@ Deciders: ``Uniform``, ``Replay``, ``Exactly``, ``Crossover``, ``Recording``, ``
 Values: ``Architecture``, ``Trial``, ``Result``, ``Objective``, ``Budget`` with ``Limit`` and ``Violation``;
 ``pareto_front``, ``non_dominated``, ``dominates`` and ``hypervolume_of``
 compare results (on arrays: ``archsmith.space.hypervolume``). ``LayerPolicy`` and ``Policy`` say in which precision each
-layer is kept, ``policy_bytes`` what that takes.
+layer is kept, ``policy_bytes`` what that takes; ``JointSpace`` multiplies policies onto a space.
 
 Example:
     >>> import numpy as np
@@ -45,6 +45,7 @@ from archsmith.space.deciders import (
 from archsmith.space.dimensions import Categorical, Count, Dimension, Ordinal, Real, Subset
 from archsmith.space.elements import Element, Given, Group, Repeat
 from archsmith.space.hypervolume import Hypervolume, hypervolume_of
+from archsmith.space.joint import JointSpace, sites_of
 from archsmith.space.options import Interval, Options
 from archsmith.space.pareto import dominates, non_dominated, pareto_front
 from archsmith.space.product import ProductSpace
@@ -78,6 +79,7 @@ __all__ = [
     "Hypervolume",
     "Interval",
     "Invalid",
+    "JointSpace",
     "LayerPolicy",
     "Limit",
     "Linear",
@@ -108,4 +110,5 @@ __all__ = [
     "pareto_front",
     "policy_bytes",
     "sample_by_decisions",
+    "sites_of",
 ]
