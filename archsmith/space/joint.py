@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import product
 from typing import Any, get_args
 
 import numpy as np
 
 from archsmith.core.errors import UserError
 from archsmith.space.architecture import Architecture, Canonical
-from archsmith.space.conditions import AllOf, Condition, When
+from archsmith.space.conditions import AllOf, AnyOf, Condition, When
 from archsmith.space.dimensions import Categorical
 from archsmith.space.elements import Element, Given, Group
 from archsmith.space.product import ProductSpace
@@ -27,6 +28,9 @@ from archsmith.space.values import Value
 
 SIDE = "policy"
 """First path segment of the policy's decisions."""
+
+COMBINATIONS = 500
+"""Of the decisions that one layer may hang on."""
 
 Sites = Mapping[str, Condition | None]
 """Layer name → when it exists (None: always), in a fixed order."""
@@ -152,54 +156,88 @@ class JointSpace(ProductSpace):
 
 
 def sites_of(
-    space: ProductSpace, largest: Architecture, layers: Walked, *, checks: int = 20, seed: int = 0
+    space: ProductSpace, largest: Architecture, layers: Walked, *, bases: int = 4, checks: int = 20, seed: int = 0
 ) -> dict[str, Condition | None]:
-    """Return the layers of a family's largest network with the conditions under which they exist.
+    """Return the layers of a family's networks with the conditions under which they exist.
 
-    Each decision is changed alone to see which layers it takes away; layers exist where no decision takes them away.
-    Random architectures then check that.
+    Which decisions a layer hangs on is found by changing each of them alone, in the largest and some random
+    architectures; all combinations of those decisions then say when it exists. Random architectures check the result.
 
     Args:
         space: The architecture space.
-        largest: The architecture with every layer.
-        layers: Names the layers of an architecture's network (build it on the meta device).
+        largest: The architecture whose layers come first, in its order.
+        layers: Names the layers of an architecture's network; they keep their names in smaller ones.
+        bases: Random architectures beside the largest.
         checks: Random architectures to check.
-        seed: Of their draw.
+        seed: Of all draws.
 
     Raises:
-        UserError: A smaller network has a layer that the largest has not, or layers depend on decisions jointly.
+        UserError: A layer hangs on too many decisions, or on them in a way that was not seen.
     """
-    names = list(layers(largest))
-    allowed: dict[str, dict[str, list[Value]]] = {name: {} for name in names}
-    for path in space.paths:
-        options = list(space.dimension(path).domain)  # type: ignore[arg-type]
-        for option in options:
-            other = space.replay({**largest, path: option}, np.random.default_rng(seed))
-            here = set(layers(other))
-            for name in names:
-                if name in here:
-                    allowed[name].setdefault(path, []).append(option)
-                else:
-                    allowed[name].setdefault(path, [])
-        for name in names:
-            if len(allowed[name][path]) == len(options):
-                del allowed[name][path]
-    sites: dict[str, Condition | None] = {}
-    for name in names:
-        conditions = [When(path, tuple(values)) for path, values in allowed[name].items()]
-        sites[name] = None if not conditions else conditions[0] if len(conditions) == 1 else AllOf(tuple(conditions))
     rng = np.random.default_rng(seed)
+    options = {path: list(space.dimension(path).domain) for path in space.paths}  # type: ignore[arg-type]
+    known: dict[str, frozenset[str]] = {}
+    names: dict[str, None] = {}
+
+    def here(decisions: Mapping[str, Value]) -> tuple[Architecture, frozenset[str]]:
+        architecture = space.replay(decisions, np.random.default_rng(seed))
+        if architecture.digest not in known:
+            found = list(layers(architecture))
+            names.update(dict.fromkeys(found))
+            known[architecture.digest] = frozenset(found)
+        return architecture, known[architecture.digest]
+
+    paths: dict[str, set[str]] = {}
+    here(largest)
+    for base in (largest, *(space.sample(rng) for _ in range(bases))):
+        _, present = here(base)
+        for path in options:
+            if path in base:
+                for option in options[path]:
+                    for name in present ^ here({**base, path: option})[1]:
+                        paths.setdefault(name, set()).add(path)
+    sites = {name: _existence(name, sorted(paths.get(name, ())), options, largest, here) for name in list(names)}
     for _ in range(checks):
         architecture = space.sample(rng)
         told = {name for name, exists in sites.items() if exists is None or exists.holds_for(architecture)}
-        if told != (found := set(layers(architecture))):
-            raise UserError(
-                "layers",
-                sorted(told ^ found)[:4],
-                allowed="layers that keep their names in smaller networks, each taken away by single decisions",
-                hint="Give the conditions by hand.",
-            )
+        if told != (found := here(architecture)[1]):
+            raise _unclear(sorted(told ^ found)[:4])
     return sites
+
+
+def _existence(
+    name: str,
+    paths: list[str],
+    options: Mapping[str, list[Value]],
+    largest: Architecture,
+    here: Callable[[Mapping[str, Value]], tuple[Architecture, frozenset[str]]],
+) -> Condition | None:
+    """Return when a layer exists: the combinations of the decisions that it hangs on."""
+    if not paths:
+        return None
+    if math.prod(len(options[path]) for path in paths) > COMBINATIONS:
+        raise _unclear([name])
+    true: dict[tuple[Value, ...], list[Value]] = {}  # values of the last path, by those of the others
+    for values in product(*(options[path] for path in paths)):
+        architecture, present = here({**largest, **dict(zip(paths, values, strict=True))})
+        if name in present and all(architecture.get(path, value) == value for path, value in zip(paths, values, strict=True)):
+            true.setdefault(values[:-1], []).append(values[-1])
+    conditions: list[Condition] = []
+    for others, last in true.items():
+        parts = [When(path, (value,)) for path, value in zip(paths, others, strict=False)]
+        if len(last) < len(options[paths[-1]]):
+            parts.append(When(paths[-1], tuple(last)))
+        conditions.append(parts[0] if len(parts) == 1 else AllOf(tuple(parts)))
+    return conditions[0] if len(conditions) == 1 else AnyOf(tuple(conditions))
+
+
+def _unclear(names: list[str]) -> UserError:
+    return UserError(
+        "layers",
+        names,
+        allowed=f"layers that exist by a few decisions (at most {COMBINATIONS} combinations) and keep their names",
+        hint="Give the conditions by hand.",
+    )
 
 
 def _given(condition: Condition | None, dimension: Categorical) -> Element:

@@ -97,11 +97,28 @@ def test_sites_are_found_by_taking_decisions_away():
     assert found == {"block0": None, "block1": When("depth", (2,)), "head": None}
 
 
-def test_layers_that_depend_on_decisions_jointly_are_refused():
-    main = ProductSpace("two", {"a": Ordinal([0, 1]), "b": Ordinal([0, 1])})
-    largest = main.validate({"a": 1, "b": 1})
-    with pytest.raises(UserError, match=r"each taken away by single decisions"):
-        sites_of(main, largest, lambda x: ["head", *(["extra"] if x["a"] or x["b"] else [])])
+def test_a_layer_may_hang_on_two_decisions():
+    main = ProductSpace("two", {"in": Ordinal([8, 16]), "out": Ordinal([8, 16]), "other": Ordinal([1, 2])})
+    largest = main.validate({"in": 16, "out": 16, "other": 2})
+
+    def layers(x):
+        return ["head", *(["project"] if x["in"] != x["out"] else [])]
+
+    sites = sites_of(main, largest, layers)
+    assert list(sites) == ["head", "project"] and sites["head"] is None
+    joint = JointSpace(main, sites)
+    for each in main.enumerate():
+        assert joint.active_sites(each) == layers(each)
+
+
+def test_layers_whose_existence_was_not_understood_are_refused():
+    main = ProductSpace("many", {f"x/{i}": Ordinal(range(4)) for i in range(6)})
+    with pytest.raises(UserError, match=r"layers: got \['odd'\]; allowed: layers that exist by a few decisions"):
+        sites_of(
+            main,
+            main.validate({f"x/{i}": 3 for i in range(6)}),
+            lambda x: ["head", *(["odd"] if sum(x.values()) % 2 else [])],
+        )
 
 
 def test_what_is_no_joint_space_is_refused():
