@@ -1,8 +1,9 @@
 """Latency of networks that were not measured, learned from those that were.
 
 A predictor of one device, backend, precision and input shape: it keeps the protocol it was measured with, because
-numbers of another protocol are other quantities. It learns the logarithm of the latency (errors of a device are
-relative) from the masked one-hot encoding, in which decisions of absent layers are zero.
+numbers of another protocol are other quantities. It learns the latency or its logarithm, whichever predicts left-out
+examples better, from the masked one-hot encoding, in which decisions of absent layers are zero. (Latencies of a chain
+of blocks add up; widths and resolutions multiply.)
 
 ``next_networks`` chooses what to measure: first the corners of the space (every decision at its first, middle or last
 option), then random networks, and where a front is known, networks near it. A predictor answers for the region it has
@@ -52,6 +53,7 @@ class LatencyPredictor:
 
     Attributes:
         chosen: The model in use after ``fit``.
+        logarithmic: Whether it learned the logarithm.
         errors: Median relative error on examples left out in turn, by model.
 
     Raises:
@@ -71,6 +73,7 @@ class LatencyPredictor:
         self.space, self.model, self.seed = space, model, seed
         self.provenance = dict(provenance or {})
         self.chosen: str | None = None
+        self.logarithmic = False
         self.errors: dict[str, float] = {}
         self._examples: list[tuple[Architecture, float]] = []
         self._predictor: Predictor | None = None
@@ -87,15 +90,20 @@ class LatencyPredictor:
         if wrong := [each for each in times if not (math.isfinite(each) and each > 0)]:
             raise UserError("latencies_ms", wrong[0], allowed="positive numbers of milliseconds")
         self._examples = list(zip(architectures, times, strict=True))
-        features, targets = self._features(architectures), np.log(times)
+        features, targets = self._features(architectures), np.array(times)
         names = get_args(LatencyModel) if self.model == "auto" else (self.model,)
-        self.errors = {name: self._error_left_out(name, features, targets) for name in names}
-        self.chosen = min(self.errors, key=lambda name: self.errors[name])
+        errors = {
+            (name, logarithmic): self._error_left_out(name, features, targets, logarithmic)
+            for name in names
+            for logarithmic in (False, True)
+        }
+        self.errors = {name: min(errors[name, False], errors[name, True]) for name in names}
+        self.chosen, self.logarithmic = min(errors, key=lambda pair: errors[pair])
         self._predictor = _MODELS[self.chosen](self.seed)
-        self._predictor.fit(features, targets)
+        self._predictor.fit(features, np.log(targets) if self.logarithmic else targets)
 
     def predict(self, architectures: Sequence[Architecture]) -> Prediction:
-        """Return milliseconds and their standard deviation (of the logarithm, times the mean).
+        """Return milliseconds, not negative, and their standard deviation.
 
         Raises:
             UserError: Nothing was fitted yet.
@@ -103,8 +111,10 @@ class LatencyPredictor:
         if self._predictor is None:
             raise UserError("predict", Shown("a call before fit"), allowed="after fit(architectures, latencies_ms)")
         found = self._predictor.predict(self._features(architectures))
+        if not self.logarithmic:
+            return Prediction(np.maximum(found.mean, 0.0), found.std)
         mean = np.exp(found.mean)
-        return Prediction(mean, mean * found.std)
+        return Prediction(mean, mean * found.std)  # of the logarithm, times the mean
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that ``from_json`` needs: the examples, not the fitted numbers."""
@@ -158,15 +168,17 @@ class LatencyPredictor:
     def _features(self, architectures: Sequence[Architecture]) -> np.ndarray:
         return np.stack([self.space.encode(each, "one-hot") for each in architectures])
 
-    def _error_left_out(self, name: str, features: np.ndarray, targets: np.ndarray) -> float:
+    def _error_left_out(self, name: str, features: np.ndarray, times: np.ndarray, logarithmic: bool) -> float:
         """Return the median relative error over five folds."""
-        order = np.random.default_rng(self.seed).permutation(len(targets))
-        errors = np.zeros(len(targets))
+        order = np.random.default_rng(self.seed).permutation(len(times))
+        errors = np.zeros(len(times))
+        targets = np.log(times) if logarithmic else times
         for part in np.array_split(order, 5):
             rest = np.setdiff1d(order, part)
             predictor = _MODELS[name](self.seed)
             predictor.fit(features[rest], targets[rest])
-            errors[part] = np.abs(np.expm1(predictor.predict(features[part]).mean - targets[part]))
+            found = predictor.predict(features[part]).mean
+            errors[part] = np.abs((np.exp(found) if logarithmic else found) - times[part]) / times[part]
         return float(np.median(errors))
 
 

@@ -21,7 +21,7 @@ from archsmith.core.errors import Shown, UserError
 from archsmith.core.rng import numpy_stream, seed_of
 from archsmith.run.costs import CostModel
 from archsmith.run.drive import Delivered, Monitor
-from archsmith.space import Architecture, Budget, Limit, Objective, ProductSpace, Result
+from archsmith.space import Architecture, Budget, Limit, Objective, ProductSpace, Result, Space
 from archsmith.space.pareto import pareto_front
 from archsmith.strategies import Strategy
 from archsmith.supernet import Supernet
@@ -177,6 +177,11 @@ class SupernetSearcher(ABC):
     @abstractmethod
     def chosen(self) -> Sequence[tuple[str, Architecture]]:
         """Return what is delivered now: labels and architectures, the most important first."""
+
+    @property
+    def space(self) -> Space:
+        """The space that the strategy searches."""
+        return self.family.space
 
     # ------------------------------------------------------------------ position
 
@@ -397,8 +402,7 @@ class SupernetSearcher(ABC):
                 tensor.copy_(tensors[f"supernet.{name}"])
         load_optimizer_tensors(self.optimizer, self.supernet, tensors)
         self.strategy.load_state_dict(state["strategy"])
-        space = self.family.space
         self.evaluated = [
-            Evaluated(space.validate(Architecture.from_json(architecture)), metrics, costs)
+            Evaluated(self.space.validate(Architecture.from_json(architecture)), metrics, costs)
             for architecture, metrics, costs in state["evaluated"]
         ]

@@ -220,7 +220,9 @@ def _existence(
     true: dict[tuple[Value, ...], list[Value]] = {}  # values of the last path, by those of the others
     for values in product(*(options[path] for path in paths)):
         architecture, present = here({**largest, **dict(zip(paths, values, strict=True))})
-        if name in present and all(architecture.get(path, value) == value for path, value in zip(paths, values, strict=True)):
+        if name in present and all(
+            architecture.get(path, value) == value for path, value in zip(paths, values, strict=True)
+        ):
             true.setdefault(values[:-1], []).append(values[-1])
     conditions: list[Condition] = []
     for others, last in true.items():

@@ -6,9 +6,9 @@ measured a second time, in another order: what a measurement itself repeats to i
 pass with a median error of at most max(10 %, 1.5 x repeat error). The same networks fit a look-up table of blocks
 measured one by one, and the table predicts the 50 as well.
 
-A network's latency is the fastest of 30 rounds, as everywhere in look-up tables: other work on the machine only adds
-time. With ``--median`` it is the median over the rounds of the ratio to a reference network in the same round, times
-the median of the reference, which is what to take on a quiet machine.
+A network's latency is the fastest of 45 rounds in three passes over all networks, each in another order, as everywhere
+in look-up tables: other work on the machine only adds time. With ``--median`` it is the median over the rounds of the
+ratio to a reference network in the same round, times the median of the reference: what to take on a quiet machine.
 
 Run: ``python benchmarks/evidence/latency_predictor.py [--precision fp32] [--networks 150] [--median]``
 """
@@ -40,6 +40,8 @@ from archsmith.space import Architecture, LayerPolicy
 
 IMAGE = (3, 32, 32)
 TOGETHER = 10
+PASSES = 3
+ROUNDS = 15
 UNSEEN = 50
 
 
@@ -54,26 +56,31 @@ def onnx_content(family: ChainFamily, architecture: Architecture, precision: str
     return quantise_onnx(model, policy, activation_ranges(model, [images])).content
 
 
-def measure(files: list[bytes], order: np.ndarray, *, median: bool) -> tuple[list[float], float, dict[str, Any]]:
-    """Return latencies relative to the reference in the order of ``files``, the reference's, and the protocol."""
-    ratios, references, where = [0.0] * len(files), [], {}
-    for at in range(0, len(order), TOGETHER):
-        group = [int(number) for number in order[at : at + TOGETHER]]
-        found = measure_many(
-            {str(number): files[number] for number in group},
-            torch.zeros(1, *IMAGE),
-            backend="onnxruntime",
-            rounds=30,
-            block_ms=2.0,
-        )
-        for name, latency in found.items():
-            ratios[int(name)] = latency.ratio if median else min(latency.samples_ms)
-            references += list(latency.reference_ms)
-            where = latency.to_dict()["provenance"]
+def measure(files: list[bytes], rng: np.random.Generator, *, median: bool) -> tuple[np.ndarray, float, dict[str, Any]]:
+    """Return latencies in ms in the order of ``files``, the reference's, and the protocol."""
+    ratios: list[list[float]] = [[] for _ in files]
+    samples: list[list[float]] = [[] for _ in files]
+    references, where = [], {}
+    for _ in range(PASSES):
+        order = rng.permutation(len(files))
+        for at in range(0, len(order), TOGETHER):
+            found = measure_many(
+                {str(number): files[number] for number in order[at : at + TOGETHER]},
+                torch.zeros(1, *IMAGE),
+                backend="onnxruntime",
+                rounds=ROUNDS,
+                block_ms=2.0,
+            )
+            for name, latency in found.items():
+                pairs = zip(latency.samples_ms, latency.reference_ms, strict=True)
+                ratios[int(name)] += [sample / reference for sample, reference in pairs]
+                samples[int(name)] += latency.samples_ms
+                references += latency.reference_ms
+                where = latency.to_dict()["provenance"]
     if median:
-        return ratios, statistics.median(references), where
-    fastest = min(references)
-    return [each / fastest for each in ratios], fastest, where
+        reference = statistics.median(references)
+        return np.array([statistics.median(each) * reference for each in ratios]), reference, where
+    return np.array([min(each) for each in samples]), min(references), where
 
 
 def median_error(predicted: np.ndarray, true: np.ndarray) -> float:
@@ -91,10 +98,9 @@ def study(precision: str, networks: int, out: dict[str, Any], *, median: bool) -
     exported = time.perf_counter() - start
     unseen = np.sort(rng.choice(np.arange(3, networks), UNSEEN, replace=False))
     seen = np.setdiff1d(np.arange(networks), unseen)
-    ratios, reference, where = measure(files, rng.permutation(networks), median=median)
-    again, reference_again, _ = measure([files[number] for number in unseen], rng.permutation(UNSEEN), median=median)
-    times = np.array(ratios) * reference
-    repeat = median_error(np.array(again) * (reference if median else reference_again), times[unseen])
+    times, reference, where = measure(files, rng, median=median)
+    again, reference_again, _ = measure([files[number] for number in unseen], rng, median=median)
+    repeat = median_error(again, times[unseen])
     limit = max(0.10, 1.5 * repeat)
     print(
         f"\n{precision}: {networks} networks, {times.min():.3f} to {times.max():.3f} ms, exported in {exported:.0f} s"
@@ -111,13 +117,15 @@ def study(precision: str, networks: int, out: dict[str, Any], *, median: bool) -
         largest = float((np.abs(predicted - times[unseen]) / times[unseen]).max())
         assert predictor.chosen is not None
         rows[model] = {"left_out": predictor.errors[predictor.chosen], "unseen": error, "largest": largest}
-        name = f"{model} ({predictor.chosen})" if model == "auto" else model
+        scale = "log ms" if predictor.logarithmic else "ms"
+        name = f"{model} ({predictor.chosen}, {scale})" if model == "auto" else f"{model} ({scale})"
         cells = f"{rows[model]['left_out']:.1%} | {error:.1%} | {largest:.1%} | {repeat:.1%} | {error <= limit}"
         print(f"| {name} | {cells} |")
     macs = np.array([[family.exact_costs(each)["macs"]] for each in drawn], dtype=np.float64)
     line = np.polyfit(macs[seen, 0], times[seen], 1)
     error = median_error(np.polyval(line, macs[unseen, 0]), times[unseen])
     print(f"| a line through MACs | | {error:.1%} | | {repeat:.1%} | {error <= limit} |")
+    rows["times_ms"] = [round(float(each), 5) for each in times]
     out[precision] = {"repeat": repeat, "limit": limit, "predictors": rows, "macs_line": error, "provenance": where}
     if precision == "fp32":
         table = measure_table(family.measurable(), backend="onnxruntime")
