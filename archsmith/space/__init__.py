@@ -44,6 +44,7 @@ from archsmith.space.deciders import (
 )
 from archsmith.space.dimensions import Categorical, Count, Dimension, Ordinal, Real, Subset
 from archsmith.space.elements import Element, Given, Group, Repeat
+from archsmith.space.genotypes import Genotypes
 from archsmith.space.hypervolume import Hypervolume, hypervolume_of
 from archsmith.space.joint import JointSpace, sites_of
 from archsmith.space.options import Interval, Options
@@ -73,6 +74,7 @@ __all__ = [
     "EncodingKind",
     "Exactly",
     "FrozenDict",
+    "Genotypes",
     "Given",
     "Group",
     "Has",
