@@ -18,7 +18,8 @@ here of the space.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import numpy as np
@@ -44,6 +45,7 @@ from archsmith.train.calibration import calibrate_
 from archsmith.train.children import ChildrenStep
 from archsmith.train.compute import Compute
 from archsmith.train.distill import soft_cross_entropy
+from archsmith.train.layout import use_memory_format_
 from archsmith.train.schedules import staircase_to_floor
 
 SYSTEM = {
@@ -60,6 +62,9 @@ WORKS_ON = ("bignas",)
 
 TASK_OPTIONS = {"label_smoothing": 0.1}
 """For the largest child; the others see its predictions only."""
+
+QUANTISED = "model-quantised.onnx"
+"""The quantised file of an outcome, beside its network in fp32."""
 
 OBJECTIVES = {
     "accuracy": Objective("valid_accuracy"),
@@ -270,7 +275,8 @@ class Searcher(SupernetSearcher):
     def network_of(self, child: Architecture) -> nn.Module:
         """Return a child as a network of its own, batch statistics taken anew, in the plain layout."""
         network = calibrate_(self.supernet.extract(child).to("cpu"), self._calibration())
-        return network.to(memory_format=torch.contiguous_format).eval()
+        use_memory_format_(network, torch.contiguous_format)
+        return network.eval()
 
     def evaluate(self, architecture: Architecture) -> Evaluated:
         """Return a candidate's quantised file, measured; a child without a policy is scored in the supernet."""
@@ -322,15 +328,16 @@ class Searcher(SupernetSearcher):
     # ------------------------------------------------------------------ the result
 
     def _delivered(self, label: str, architecture: Architecture) -> Delivered:
-        """Return the child in fp32 as the network; the policy and what was measured under it are figures."""
+        """Return the child in fp32 as the network, and beside it the quantised file that was measured."""
         found = self.known(architecture) or self.evaluate(architecture)
+        file = self.evaluator.file(architecture)
         child = self.joint.main_part(architecture)
-        policy: Mapping[str, LayerPolicy] = self.joint.policy(architecture)
-        figures = {
-            "policy": {layer: each.to_json() for layer, each in policy.items()},
-            "quantised": {
-                **found.metrics,
-                **{name: found.costs[name] for name in ("size", "latency") if name in found.costs},
-            },
+        record = {
+            "policy": {layer: each.to_json() for layer, each in file.policy.items()},
+            "how": file.note,
+            "metrics": dict(found.metrics),
+            "costs": {"size_bytes": found.costs["size"], "file_bytes": file.file_bytes},
+            "latency": self.evaluator.measured(file).to_dict(),
         }
-        return Delivered(self.network_of(child), child, figures, label)
+        written = {QUANTISED: file.content, "quantised.json": json.dumps(record, indent=1).encode()}
+        return Delivered(self.network_of(child), child, label=label, files=written, record=record)

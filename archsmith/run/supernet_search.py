@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -374,7 +374,7 @@ class SupernetSearcher(ABC):
     def deliver(self) -> Delivered:
         """Return the chosen children as networks of their own, with the supernet's weights and own statistics."""
         first, *others = [self._delivered(label, architecture) for label, architecture in self.chosen()]
-        return Delivered(first.network, first.architecture, first.figures, first.label, others)
+        return replace(first, others=others)
 
     def _delivered(self, label: str, architecture: Architecture) -> Delivered:
         network = calibrate_(self.supernet.extract(architecture).to("cpu"), self._calibration())
