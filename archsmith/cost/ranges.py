@@ -124,6 +124,8 @@ def _by_histogram(
         raise MissingExtra("onnxruntime", "onnx", "Calibrating activations") from error
     kind = Method.Entropy if method == "entropy" else Method.Percentile
     kinds = sorted({"Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip"} & {n.op_type for n in proto.graph.node})
+    # The calibrators stack what they collect, which needs batches of one size: one.
+    arrays = [{name: np.concatenate([feed[name] for feed in arrays]) for name in arrays[0]}]
     options = {"percentile": percentile} if method == "percentile" else {}
     with tempfile.TemporaryDirectory(prefix="archsmith-") as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder, "model.onnx")

@@ -130,6 +130,11 @@ class QuantisedEvaluator:
             self._known[architecture.network_digest] = known
         return known
 
+    def forget(self) -> None:
+        """Forget all files and results: the weights have changed."""
+        self._floats.clear()
+        self._known.clear()
+
     def file(self, architecture: Architecture) -> QuantisedFile:
         """Return the quantised file of a point of the joint space."""
         plain = self.float_file(self.space.main_part(architecture))

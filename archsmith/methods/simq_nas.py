@@ -282,6 +282,8 @@ class Searcher(SupernetSearcher):
         """Return a candidate's quantised file, measured; a child without a policy is scored in the supernet."""
         if architecture.space != self.joint.name:
             return super().evaluate(architecture)
+        if not self.selecting:
+            self.evaluator.forget()
         result = self.evaluator.result(architecture)
         metrics = result.metrics or {"valid_accuracy": 0.0, "valid_loss": float("inf")}
         return Evaluated(architecture, metrics, {**self.costs_of(architecture), **result.costs})

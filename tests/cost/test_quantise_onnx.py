@@ -156,7 +156,7 @@ def test_a_latency_says_what_the_file_holds(file, ranges):
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
 def test_ranges_cover_every_layer_and_narrow_with_the_method(file, images, method, ranges):
-    found = activation_ranges(file, images.split(16), method=method)
+    found = activation_ranges(file, images.split(24), method=method)  # the last batch is smaller
     assert found.examples == 64 and set(found.bounds) == set(ranges.bounds)
     assert ranges.bounds["input"] == pytest.approx((float(images.min()), float(images.max())))
     for name, (low, high) in found.bounds.items():

@@ -219,3 +219,12 @@ def test_ranges_are_of_training_images_and_taken_once_for_a_child(trained, monke
     for policy in (INT8, FP32, LayerPolicy("int8", scheme="asymmetric")):
         trained.evaluate(trained.joint.with_policy(child, policy))
     assert calls == [12]
+
+
+def test_a_supernet_that_still_learns_is_measured_anew():
+    search = searcher(epochs=2)
+    made = search.joint.with_policy(search.family.largest(), INT8)
+    before = search.evaluate(made).metrics["valid_loss"]
+    assert search.evaluate(made).metrics["valid_loss"] == before
+    to_the_end_of_training(search)
+    assert search.evaluate(made).metrics["valid_loss"] != before
