@@ -8,7 +8,7 @@
 - Also measured: ``measured_peak`` and ``resident_peak`` (memory), ``measure_energy`` (or ``NotAvailable``)
 - Looked up: ``LookupTable``, the sum of measured operators (``read_lookup_table``, or here: ``measure_table``);
   ``fit_whole_networks`` says how well they add up, ``InterpolatedRow`` what lies between measured widths
-- Counted and measured, per layer: ``profile``
+- Counted and measured, per layer: ``profile``; ``layer_times`` sums up the kernels of an ONNX file, conversions apart
 - As typed by a user: ``load_target``, ``parse_shapes``, ``example_inputs``
 """
 
@@ -18,6 +18,7 @@ from archsmith.cost.counts import Convention, Counts, LayerCount, count
 from archsmith.cost.energy import Energy, NotAvailable, measure_energy
 from archsmith.cost.interpolation import InterpolatedRow
 from archsmith.cost.latency import Latency, Provenance, Verdict, claim, measure_latency, measure_many
+from archsmith.cost.layer_times import LayerTime, layer_times
 from archsmith.cost.lookup import LookupTable, Row, read_lookup_table
 from archsmith.cost.measured_memory import PeakMemory, measured_peak, resident_peak
 from archsmith.cost.measured_table import measure_table
@@ -44,6 +45,7 @@ __all__ = [
     "Latency",
     "LayerCount",
     "LayerProfile",
+    "LayerTime",
     "LookupTable",
     "NotAvailable",
     "OnnxLayer",
@@ -64,6 +66,7 @@ __all__ = [
     "export_onnx",
     "fit_whole_networks",
     "layer_elements",
+    "layer_times",
     "load_target",
     "measure_energy",
     "measure_latency",

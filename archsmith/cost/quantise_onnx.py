@@ -119,6 +119,7 @@ def quantise_onnx_dynamically(
         {"MatMulConstBOnly": True},
     )  # fmt: skip
     quantizer.quantize_model()
+    quantizer.model.topological_sort()  # pairs are appended at the end
     content = bytes(quantizer.model.model.SerializeToString(deterministic=True))
     scheme: Scheme = "asymmetric" if convolutions else "symmetric"
     policy = {
@@ -189,6 +190,7 @@ def _with_pairs(proto: Any, layers: Sequence[OnnxLayer], chosen: Mapping[str, La
         extra_options={"TensorQuantOverrides": overrides},
     )
     quantizer.quantize_model()
+    quantizer.model.topological_sort()  # pairs are appended at the end
     return quantizer.model.model
 
 
@@ -221,6 +223,6 @@ def _halve(proto: Any, layers: Sequence[OnnxLayer]) -> None:
         raw = array.contiguous().view(torch.int16).numpy().tobytes()
         tensor.CopyFrom(helper.make_tensor(stored, TensorProto.BFLOAT16, tuple(array.shape), raw, raw=True))
         casts.append(helper.make_node("Cast", [stored], [name], name=f"{stored}_cast", to=TensorProto.FLOAT))
-    nodes = [*casts, *proto.graph.node]
+    nodes = [*casts, *proto.graph.node]  # casts read initialisers alone
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)

@@ -21,11 +21,13 @@ from archsmith.core.errors import Shown, UserError
 from archsmith.cost import (
     CalibrationMethod,
     Latency,
+    LayerTime,
     QuantisedFile,
     Ranges,
     activation_ranges,
     export_onnx,
     layer_elements,
+    layer_times,
     measure_latency,
     onnx_layers,
     quantise_onnx,
@@ -157,6 +159,13 @@ class QuantisedEvaluator:
             rounds=self.rounds,
             block_ms=self.block_ms,
         )
+
+    def layers(self, architecture: Architecture) -> list[LayerTime]:
+        """Return where the quantised file of a point of the joint space spends its time here."""
+        plain = self.float_file(self.space.main_part(architecture))
+        pairs = [(layer.name, layer.node) for layer in onnx_layers(plain.model)]
+        inputs = self.calibration[0][:1]
+        return layer_times(self.file(architecture).content, inputs, layers=pairs, threads=self.threads)
 
     def size(self, architecture: Architecture) -> int:
         """Return the analytic size in bytes."""

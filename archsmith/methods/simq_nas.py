@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal, final
 
 import numpy as np
@@ -215,6 +216,9 @@ class Searcher(SupernetSearcher):
         """The joint space: what the strategy asks for."""
         return self.joint
 
+    axis = "size"
+    """What reports show accuracy against."""
+
     # ------------------------------------------------------------------ one training, as in BigNAS
 
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -340,6 +344,7 @@ class Searcher(SupernetSearcher):
             "metrics": dict(found.metrics),
             "costs": {"size_bytes": found.costs["size"], "file_bytes": file.file_bytes},
             "latency": self.evaluator.measured(file).to_dict(),
+            "layers": [asdict(each) for each in self.evaluator.layers(architecture)],
         }
         written = {QUANTISED: file.content, "quantised.json": json.dumps(record, indent=1).encode()}
         return Delivered(self.network_of(child), child, label=label, files=written, record=record)

@@ -148,6 +148,9 @@ class SupernetSearcher(ABC):
         self.position = Position()
         self.evaluated: list[Evaluated] = []
 
+    axis: str = "macs"
+    """The cost that reports show accuracy against."""
+
     # ------------------------------------------------------------------ what a method decides
 
     @abstractmethod
@@ -318,8 +321,9 @@ class SupernetSearcher(ABC):
             **found.metrics,
             "macs": found.costs["macs"],
             "within_budget": True,
-            "evaluated": [[child.costs["macs"], child.accuracy] for child in self._latest(position.step)],
-            "front": [[child.costs["macs"], child.accuracy] for child in self.front()],
+            "axis": self.axis,
+            "evaluated": [[child.costs[self.axis], child.accuracy] for child in self._latest(position.step)],
+            "front": sorted([child.costs[self.axis], child.accuracy] for child in self.front()),
         }
 
     def _latest(self, count: int) -> list[Evaluated]:
