@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from archsmith.core.errors import MissingExtra, Shown, UserError
-from archsmith.cost.timing import Run
+from archsmith.cost.timing import Clock, Run
 from archsmith.graph import Inputs, evaluating
 
 Backend = Literal["torch", "onnxruntime"]
@@ -47,7 +47,9 @@ def threads_pinned(threads: int) -> Iterator[None]:
 
 
 @contextmanager
-def torch_run(module: nn.Module, inputs: Inputs, *, precision: Precision, device: str) -> Iterator[Run]:
+def torch_run(
+    module: nn.Module, inputs: Inputs, *, precision: Precision, device: str, cuda_graph: bool = False
+) -> Iterator[Run]:
     """Yield a run of ``module`` in evaluation mode under ``torch.inference_mode``.
 
     Args:
@@ -56,6 +58,7 @@ def torch_run(module: nn.Module, inputs: Inputs, *, precision: Precision, device
         inputs: One tensor or a tuple of arguments; floating tensors are converted to the precision.
         precision: ``fp32`` or ``bf16``, of weights and activations alike.
         device: Where to run; on CUDA the run ends with a synchronisation.
+        cuda_graph: Capture one call as a CUDA graph, on the inputs given, and replay it.
     """
     dtype, place = _DTYPES[precision], torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
     floating = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
@@ -74,7 +77,48 @@ def torch_run(module: nn.Module, inputs: Inputs, *, precision: Precision, device
                 torch.cuda.synchronize(place)
 
     with evaluating(module):
-        yield run
+        if not cuda_graph:
+            yield run
+            return
+        with torch.inference_mode():
+            graph = _captured(module, arguments, place)
+
+        def replay(calls: int) -> None:
+            for _ in range(calls):
+                graph.replay()
+            torch.cuda.synchronize(place)
+
+        yield replay
+
+
+def _captured(module: nn.Module, arguments: tuple[Any, ...], place: torch.device) -> torch.cuda.CUDAGraph:
+    """Return one call as a CUDA graph; libraries choose their kernels in the calls on a side stream before."""
+    with torch.cuda.device(place):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                module(*arguments)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            module(*arguments)
+    return graph
+
+
+def cuda_clock(device: str) -> Clock:
+    """Return a clock in seconds that runs on the GPU: the time between events on its stream."""
+    start = torch.cuda.Event(enable_timing=True)
+    stream = torch.cuda.current_stream(device)
+    start.record(stream)
+
+    def clock() -> float:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(stream)
+        event.synchronize()
+        return start.elapsed_time(event) / 1e3
+
+    return clock
 
 
 def onnx_run(model: str | Path | bytes, inputs: Inputs, *, threads: int) -> Run:

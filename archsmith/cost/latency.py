@@ -7,6 +7,7 @@ precisions or batches are different quantities; ``Provenance`` tells them apart.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -14,7 +15,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +24,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from archsmith.core.errors import Shown, UserError
-from archsmith.cost.backends import Backend, Precision, Target, import_onnxruntime, onnx_run, threads_pinned, torch_run
+from archsmith.cost.backends import (
+    Backend,
+    Precision,
+    Target,
+    cuda_clock,
+    import_onnxruntime,
+    onnx_run,
+    threads_pinned,
+    torch_run,
+)
+from archsmith.cost.onnx_layers import onnx_precision
 from archsmith.cost.reference import REFERENCE_NAME, reference_inputs, reference_network, reference_onnx
 from archsmith.cost.timing import NOISY_SPREAD, Clock, Run, interleave, median_interval, quartile_range
 from archsmith.graph import Inputs
@@ -40,7 +51,8 @@ class Provenance:
         backend: ``torch`` (eager) or ``onnxruntime``.
         device: ``cpu``, or the name of the GPU.
         threads: Threads inside operators.
-        precision: ``fp32``, ``bf16``, or ``as stored`` for an ONNX file.
+        precision: ``fp32``, ``bf16``, or for an ONNX file ``as stored``, with what it holds where that is not all fp32
+            ("as stored: fp32 2/5 + int8 3/5 weights").
         input_shapes: Shapes of the input tensors, batch included.
         reference: Name of the reference network, or ``given`` for the caller's own.
         warmup: Calls before anything was timed.
@@ -52,6 +64,8 @@ class Provenance:
         cpu_capability: Instruction set that torch uses on it, for example ``AVX2``.
         cores: Cores that this process may use.
         load_average: The machine's load over 1, 5 and 15 minutes, read before the first call.
+        execution: ``eager``, ``cuda graph`` (captured once, then replayed), or ``session`` of ONNX Runtime.
+        timer: ``wall clock``, or ``cuda events``.
     """
 
     backend: str
@@ -69,6 +83,8 @@ class Provenance:
     cpu_capability: str
     cores: int
     load_average: tuple[float, ...]
+    execution: str = "eager"
+    timer: str = "wall clock"
 
 
 @dataclass(frozen=True)
@@ -186,7 +202,8 @@ def measure_latency(
     warmup: int = 10,
     block_ms: float = 5.0,
     reference: tuple[Target, Inputs] | None = None,
-    clock: Clock = time.perf_counter,
+    cuda_graph: bool = False,
+    clock: Clock | None = None,
 ) -> Latency:
     """Measure one target; see ``measure_many``, which this calls with that target alone.
 
@@ -206,6 +223,7 @@ def measure_latency(
         warmup=warmup,
         block_ms=block_ms,
         reference=reference,
+        cuda_graph=cuda_graph,
         clock=clock,
     )["target"]
 
@@ -222,7 +240,8 @@ def measure_many(
     warmup: int = 10,
     block_ms: float = 5.0,
     reference: tuple[Target, Inputs] | None = None,
-    clock: Clock = time.perf_counter,
+    cuda_graph: bool = False,
+    clock: Clock | None = None,
 ) -> dict[str, Latency]:
     """Measure several targets on the same inputs, interleaved: in every round the reference, then each target in turn.
 
@@ -232,14 +251,16 @@ def measure_many(
         targets: Name to ``nn.Module`` (backend ``torch``) or to path or content of an ONNX model (``onnxruntime``).
         inputs: One tensor or a tuple of arguments, batch included.
         backend: ``torch`` is eager execution and includes the overhead of Python; ``onnxruntime`` fuses operators.
-        precision: ``fp32`` or ``bf16`` for torch; an ONNX file has the precision that it was stored with.
+        precision: ``fp32`` or ``bf16`` for torch; an ONNX file has the precision that it was stored with (int8, say,
+            see ``quantise_onnx``), and its provenance tells it.
         device: ``cpu``, or ``cuda`` with torch.
         threads: Threads inside operators.
         rounds: Number of rounds, at least 10.
         warmup: Calls of each target before anything is timed.
         block_ms: Shortest block: the calls of one sample together last at least about this many milliseconds.
         reference: Another reference network and its inputs, in the same backend; None takes the fixed one.
-        clock: Monotonic clock in seconds; for tests.
+        cuda_graph: Capture each network once as a CUDA graph and time its replay: kernels without Python in between.
+        clock: Monotonic clock in seconds, for tests. By default events on the GPU for CUDA, else the wall clock.
 
     Returns:
         Latency per name.
@@ -248,30 +269,53 @@ def measure_many(
         UserError: An option or target that does not fit the backend, no targets, or too few rounds.
         MissingExtra: onnxruntime (or onnx, for the reference network) is not installed.
     """
-    _check_options(targets, backend, precision, device)
+    _check_options(targets, backend, precision, device, cuda_graph)
     name = REFERENCE_NAME if reference is None else "given"
     if reference is None:
         reference = (reference_network() if backend == "torch" else reference_onnx(), reference_inputs())
     pairs: list[tuple[Target, Inputs]] = [reference, *((target, inputs) for target in targets.values())]
-    provenance = _provenance(backend, precision, device, threads, inputs, name, warmup, block_ms)
+    timer = "cuda events" if device != "cpu" and clock is None else "wall clock"
+    execution = "session" if backend == "onnxruntime" else "cuda graph" if cuda_graph else "eager"
+    provenance = replace(
+        _provenance(backend, precision, device, threads, inputs, name, warmup, block_ms),
+        execution=execution,
+        timer=timer,
+    )
+    if clock is None:
+        clock = time.perf_counter if device == "cpu" else cuda_clock(device)
     with ExitStack() as stack:
         stack.enter_context(threads_pinned(threads))
         runs: dict[str, Run] = {}
         for position, (target, arguments) in enumerate(pairs):
             if isinstance(target, nn.Module):
-                run = stack.enter_context(torch_run(target, arguments, precision=precision, device=device))
+                run = stack.enter_context(
+                    torch_run(target, arguments, precision=precision, device=device, cuda_graph=cuda_graph)
+                )
             else:
                 run = onnx_run(target, arguments, threads=threads)
             # Positions as names: a caller's target may be called like the reference.
             runs[str(position)] = run
         samples = interleave(runs, rounds=rounds, warmup=warmup, block_ms=block_ms, clock=clock)
     return {
-        key: Latency(samples[str(i)].milliseconds, samples["0"].milliseconds, samples[str(i)].repeats, provenance)
-        for i, key in enumerate(targets, start=1)
+        key: Latency(
+            samples[str(i)].milliseconds,
+            samples["0"].milliseconds,
+            samples[str(i)].repeats,
+            replace(provenance, precision=_stored(target, provenance.precision)),
+        )
+        for i, (key, target) in enumerate(targets.items(), start=1)
     }
 
 
-def _check_options(targets: Mapping[str, Target], backend: str, precision: str, device: str) -> None:
+def _stored(target: Target, precision: str) -> str:
+    """Return the precision with what an ONNX file holds, where that is not all fp32 and onnx is there to read it."""
+    if isinstance(target, nn.Module) or importlib.util.find_spec("onnx") is None:
+        return precision
+    held = onnx_precision(target)
+    return precision if held == "fp32" else f"{precision}: {held}"
+
+
+def _check_options(targets: Mapping[str, Target], backend: str, precision: str, device: str, cuda_graph: bool) -> None:
     if backend not in get_args(Backend):
         raise UserError("backend", backend, allowed=" or ".join(get_args(Backend)))
     if precision not in get_args(Precision):
@@ -280,6 +324,8 @@ def _check_options(targets: Mapping[str, Target], backend: str, precision: str, 
         raise UserError("backend", Shown(f"onnxruntime with {precision} on {device}"), allowed="fp32 on cpu")
     if device != "cpu" and not (re.fullmatch(r"cuda(:\d+)?", device) and torch.cuda.is_available()):
         raise UserError("device", device, allowed="cpu, or cuda where torch finds a GPU")
+    if cuda_graph and device == "cpu":
+        raise UserError("cuda_graph", True, allowed="False on the CPU", hint="Give device 'cuda'.")
     if not targets:
         raise UserError("targets", dict(targets), allowed="at least one network")
     for name, target in targets.items():

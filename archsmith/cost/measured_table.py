@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from archsmith.core.errors import UserError
+from archsmith.cost.backends import Backend, Target
 from archsmith.cost.latency import Latency, measure_many
 from archsmith.cost.lookup import LookupTable, Row
+from archsmith.cost.onnx_export import export_onnx
 from archsmith.cost.timing import Clock
 
 Parts = Mapping[str, tuple[nn.Module, tuple[int, ...]]]
@@ -30,6 +32,7 @@ _NOTHING = "nothing"
 def measure_table(
     parts: Parts,
     *,
+    backend: Backend = "torch",
     device: str = "cpu",
     threads: int = 1,
     rounds: int = 20,
@@ -37,10 +40,12 @@ def measure_table(
     block_ms: float = 3.0,
     clock: Clock = time.perf_counter,
 ) -> LookupTable:
-    """Measure blocks in eager torch, in evaluation mode and without gradients.
+    """Measure blocks one by one, in evaluation mode and without gradients.
 
     Args:
         parts: Blocks by key, with the shapes of their inputs.
+        backend: "torch" (eager), or "onnxruntime": every block is exported by itself, normalisations folded. The table
+            must be of the backend that the networks will run in.
         device: "cpu" or "cuda".
         threads: Threads inside operators.
         rounds: Rounds behind every row, at least 10.
@@ -63,10 +68,11 @@ def measure_table(
     nothing: list[float] = []
     measured: dict[str, Latency] = {}
     for shape, keys in shapes.items():
-        targets = {str(number): parts[key][0] for number, key in enumerate(keys)}
+        blocks = {str(number): parts[key][0] for number, key in enumerate(keys)} | {_NOTHING: nn.Identity()}
         measured = measure_many(
-            {**targets, _NOTHING: nn.Identity()},
+            {name: _target(block, shape, backend) for name, block in blocks.items()},
             torch.zeros(shape),
+            backend=backend,
             device=device,
             threads=threads,
             rounds=rounds,
@@ -80,8 +86,17 @@ def measure_table(
             spread = statistics.stdev(latency.samples_ms)
             rows[key] = Row(max(0.0, min(latency.samples_ms) - own), spread, len(latency.samples_ms))
     where = next(iter(measured.values())).provenance
+    runtime = f"torch {where.torch}" if backend == "torch" else f"onnxruntime {where.onnxruntime}"
     return LookupTable(
         {key: rows[key] for key in parts},
-        device=f"{where.cpu if where.device == 'cpu' else where.device}, torch {where.torch}, {threads} thread(s)",
+        device=f"{where.cpu if where.device == 'cpu' else where.device}, {runtime}, {threads} thread(s)",
         overhead=statistics.median(nothing),
     )
+
+
+def _target(block: nn.Module, shape: tuple[int, ...], backend: Backend) -> Target:
+    """Return what the backend runs: the block, or its export for just this shape."""
+    if backend == "torch":
+        return block
+    model = export_onnx(block, torch.zeros(shape), free_batch=False)
+    return bytes(model.SerializeToString())

@@ -121,11 +121,17 @@ def _declared(value: Any) -> list[int | str]:
 
 
 def _parameters(proto: Any) -> set[str]:
-    """Return the initialisers that are parameters: floating tensors with axes, running statistics excluded."""
+    """Return the initialisers that are parameters: floating or dequantised tensors with axes, no running statistics."""
     floating = (1, 10, 11, 16)  # TensorProto: FLOAT, FLOAT16, DOUBLE, BFLOAT16
+    stored = {node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    scales = {name for node in proto.graph.node if node.op_type.endswith("izeLinear") for name in node.input[1:]}
     statistics = {name for node in proto.graph.node if node.op_type == "BatchNormalization" for name in node.input[3:]}
-    found = {tensor.name for tensor in proto.graph.initializer if tensor.data_type in floating and tensor.dims}
-    return found - statistics
+    found = {
+        tensor.name
+        for tensor in proto.graph.initializer
+        if tensor.dims and (tensor.data_type in floating or tensor.name in stored)
+    }
+    return found - statistics - scales
 
 
 def _node_macs(node: Any, shapes: Shapes, convention: Convention) -> int | None:

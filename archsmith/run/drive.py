@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from archsmith.core.errors import ArchsmithError
+from archsmith.core.files import write_atomic
 from archsmith.cost import measure_latency
 from archsmith.run.checkpoints import Checkpoint, CheckpointStore
 from archsmith.run.costs import CostModel, exact_costs
@@ -48,6 +49,8 @@ class Delivered:
         label: Name of the outcome and of its folder.
         others: Further networks of the same run, each with a label of its own (the other points of a Pareto set, say);
             their ``others`` are not looked at. The first network is the one that reports speak of.
+        files: Further files by name, written beside the network's own (the same network quantised, say).
+        record: What is known of them, plain JSON; "further" in the outcome's record.
     """
 
     network: nn.Module
@@ -55,6 +58,8 @@ class Delivered:
     figures: Mapping[str, float] = field(default_factory=dict)
     label: str = "final"
     others: Sequence[Delivered] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Monitor(Protocol):
@@ -302,7 +307,11 @@ def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> d
         decisions=dict(delivered.architecture),
         digest=delivered.architecture.digest,
     )
+    for name, content in delivered.files.items():
+        write_atomic(run.path / folder / name, content)
+    further = {"further": {**delivered.record, "files": sorted(delivered.files)}} if delivered.files else {}
     return {
+        **further,
         "label": delivered.label,
         "folder": folder,
         "files": files,

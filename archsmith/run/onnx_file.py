@@ -1,10 +1,6 @@
 """``model.onnx``: one file with everything in it, and nothing that does not belong there.
 
-Which exporter: torch has two. The one that traces (``dynamo=False``) is asked first: on a network of 16 mixed blocks
-it took 0.9 s against 10 s of the one built on ``torch.export``, folded the same normalisations into convolutions, and
-wrote no stack traces. torch has announced its removal, so where it is gone or fails, the other one is used. Either way
-every documentation string and every piece of exporter metadata is removed (the second exporter records source paths of
-the machine), and the file is compared with the network in ONNX Runtime by the caller.
+The file is written by ``archsmith.cost.onnx_export`` and compared with the network in ONNX Runtime by the caller.
 
 Everything optional is imported inside the functions.
 """
@@ -15,8 +11,6 @@ import importlib.util
 import json
 import os
 import sys
-import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from archsmith.core.errors import MissingExtra
+from archsmith.core.errors import MissingExtra, UserError
 from archsmith.cost.backends import onnx_session
+from archsmith.cost.onnx_export import export_onnx, messages, notes
 from archsmith.run.rebuild import RebuildError
 
-OPSET = 18  # what both exporters can write, and ONNX Runtime 1.14 (2023) and later can read
 INPUT, OUTPUT = "images", "logits"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -69,59 +63,12 @@ def onnx_bytes(network: nn.Module, example: Tensor, metadata: Mapping[str, str])
     import onnx
 
     try:
-        model = onnx.load_model_from_string(_traced(network, example))
-    except Exception:
-        try:
-            model = _exported(network, example)
-        except Exception as error:
-            raise RebuildError(f"model.onnx cannot be written: {type(error).__name__}: {error}") from error
-    _clean(model)
-    model.doc_string = ""
-    del model.metadata_props[:]
+        model = export_onnx(network, example, input_names=[INPUT], output_names=[OUTPUT])
+    except UserError as error:
+        raise RebuildError(f"model.onnx cannot be written: {error}") from error
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def _traced(network: nn.Module, example: Tensor) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="archsmith-") as folder, warnings.catch_warnings():
-        path = Path(folder, "model.onnx")
-        warnings.simplefilter("ignore")  # the removal that the module's docstring speaks of
-        torch.onnx.export(
-            network,
-            (example,),
-            path,
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-        )
-        return path.read_bytes()
-
-
-def _exported(network: nn.Module, example: Tensor) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about packages of the exporter that this network does not need
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    assert program is not None
-    return program.model_proto
-
-
-def _clean(model: Any) -> None:
-    """Remove documentation strings and metadata from every part of a model."""
-    for message in _messages(model):
-        for name in _notes(message):
-            message.ClearField(name)
 
 
 def run_onnx(path: Path, batches: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -190,11 +137,11 @@ def onnx_faults(path: Path) -> list[str]:
     folders = {os.path.expanduser("~"), os.getcwd(), sys.prefix, sys.base_prefix, os.path.dirname(torch.__file__)}
     marks = [*sorted(folder for folder in folders if folder != os.sep), "site-packages", 'File "']
     faults = []
-    for message in _messages(model):
+    for message in messages(model):
         kind = message.DESCRIPTOR.name
         if kind == "TensorProto" and (message.external_data or message.data_location):
             faults.append(f"tensor '{message.name}' lies in another file")
-        faults += [f"a {kind} has a {name}" for name in _notes(message) if message is not model]
+        faults += [f"a {kind} has a {name}" for name in notes(message) if message is not model]
         faults += [f"a {kind} contains {mark!r}" for text in _texts(message) for mark in marks if mark in text]
     return faults
 
@@ -207,20 +154,6 @@ def _parse(path: Path) -> Any:
         return onnx.load_model_from_string(path.read_bytes())
     except Exception as error:  # protobuf's own exceptions
         raise RebuildError(f"{path.name} is no ONNX file: {error}") from error
-
-
-def _messages(message: Any) -> Iterator[Any]:
-    """Yield a protocol buffer message and all messages inside it."""
-    yield message
-    for part, value in message.ListFields():
-        if part.message_type is not None:
-            for inner in [value] if hasattr(value, "DESCRIPTOR") else list(value):
-                yield from _messages(inner)
-
-
-def _notes(message: Any) -> list[str]:
-    """Return the fields in which exporters leave notes and that are filled here."""
-    return [part.name for part, _ in message.ListFields() if part.name in ("doc_string", "metadata_props")]
 
 
 def _texts(message: Any) -> Iterator[str]:

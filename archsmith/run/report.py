@@ -391,6 +391,8 @@ def _pareto_set(facts: Facts) -> Html:
     """Return what a selection evaluated, and the networks that were exported."""
     selected = [epoch for epoch in facts.epochs if "evaluated" in epoch]
     outcomes = facts.result["outcomes"]
+    if selected[-1].get("axis", "macs") == "size":
+        return _quantised_set(selected, outcomes)
     figure = set_charts.selection(
         {epoch["phase"]: epoch["evaluated"] for epoch in selected},
         selected[-1]["front"],
@@ -417,6 +419,50 @@ def _pareto_set(facts: Facts) -> Html:
     )
     drawn = chart("chart-pareto", figure, "Validation accuracy against MACs of every child that was evaluated")
     return section("pareto", "Accuracy against MACs", drawn, table(columns, rows), lead=lead)
+
+
+def _quantised_set(selected: Sequence[Mapping[str, Any]], outcomes: Sequence[Mapping[str, Any]]) -> Html:
+    """Return what a search over policies evaluated, and the quantised files that were written."""
+    points = [point for epoch in selected for point in epoch["evaluated"]]
+    known = [(each["label"], each["further"]) for each in outcomes if "further" in each]
+    figure = set_charts.selection(
+        {epoch["phase"]: epoch["evaluated"] for epoch in selected},
+        selected[-1]["front"],
+        [(label, one["costs"]["size_bytes"], one["metrics"]["valid_accuracy"]) for label, one in known],
+        largest=max(size for size, _ in points),
+        limit=None,
+        axis="size",
+    )
+    rows = []
+    for label, one in known:
+        narrow = sum(each["precision"] == "int8" for each in one["policy"].values())
+        layers = sorted(one["layers"], key=lambda each: -each["latency_ms"])[:3]
+        rows.append(
+            (
+                label,
+                f"{100 * one['metrics']['valid_accuracy']:.2f}",
+                f"{one['costs']['size_bytes'] / 1e3:.1f}",
+                f"{one['costs']['file_bytes'] / 1e3:.1f}",
+                f"{narrow} of {len(one['policy'])}",
+                f"{one['latency']['median_ms']:.3g}" + (" (noisy)" if one["latency"]["noisy"] else ""),
+                ", ".join(f"{each['layer']} {each['latency_ms']:.3f}" for each in layers),
+            )
+        )
+    columns = (
+        "network",
+        "validation in %",
+        "size in kB",
+        "file in kB",
+        "int8 layers",
+        "latency in ms",
+        "slowest in ms",
+    )
+    lead = (
+        "Every candidate as a quantised file, run by ONNX Runtime on validation images. Sizes are computed from the "
+        "bits of every layer; the slowest rows are sums over kernels of ONNX Runtime's own profile."
+    )
+    drawn = chart("chart-pareto", figure, "Validation accuracy against the size of every candidate")
+    return section("pareto", "Accuracy against size", drawn, table(columns, rows), lead=lead)
 
 
 # ---------------------------------------------------------------------- the comparison

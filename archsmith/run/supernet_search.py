@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from archsmith.core.errors import Shown, UserError
 from archsmith.core.rng import numpy_stream, seed_of
 from archsmith.run.costs import LATENCY_MARGIN, CostModel
 from archsmith.run.drive import Delivered, Monitor
-from archsmith.space import Architecture, Budget, Limit, Objective, ProductSpace, Result
+from archsmith.space import Architecture, Budget, Limit, Objective, ProductSpace, Result, Space
 from archsmith.space.pareto import pareto_front
 from archsmith.strategies import Strategy
 from archsmith.supernet import Supernet
@@ -148,6 +148,9 @@ class SupernetSearcher(ABC):
         self.position = Position()
         self.evaluated: list[Evaluated] = []
 
+    axis: str = "macs"
+    """The cost that reports show accuracy against."""
+
     # ------------------------------------------------------------------ what a method decides
 
     @abstractmethod
@@ -177,6 +180,11 @@ class SupernetSearcher(ABC):
     @abstractmethod
     def chosen(self) -> Sequence[tuple[str, Architecture]]:
         """Return what is delivered now: labels and architectures, the most important first."""
+
+    @property
+    def space(self) -> Space:
+        """The space that the strategy searches."""
+        return self.family.space
 
     # ------------------------------------------------------------------ position
 
@@ -313,8 +321,9 @@ class SupernetSearcher(ABC):
             **found.metrics,
             "macs": found.costs["macs"],
             "within_budget": True,
-            "evaluated": [[child.costs["macs"], child.accuracy] for child in self._latest(position.step)],
-            "front": [[child.costs["macs"], child.accuracy] for child in self.front()],
+            "axis": self.axis,
+            "evaluated": [[child.costs[self.axis], child.accuracy] for child in self._latest(position.step)],
+            "front": sorted([child.costs[self.axis], child.accuracy] for child in self.front()),
         }
 
     def _latest(self, count: int) -> list[Evaluated]:
@@ -369,7 +378,7 @@ class SupernetSearcher(ABC):
     def deliver(self) -> Delivered:
         """Return the chosen children as networks of their own, with the supernet's weights and own statistics."""
         first, *others = [self._delivered(label, architecture) for label, architecture in self.chosen()]
-        return Delivered(first.network, first.architecture, first.figures, first.label, others)
+        return replace(first, others=others)
 
     def _delivered(self, label: str, architecture: Architecture) -> Delivered:
         network = calibrate_(self.supernet.extract(architecture).to("cpu"), self.calibration_inputs())
@@ -399,8 +408,7 @@ class SupernetSearcher(ABC):
                 tensor.copy_(tensors[f"supernet.{name}"])
         load_optimizer_tensors(self.optimizer, self.supernet, tensors)
         self.strategy.load_state_dict(state["strategy"])
-        space = self.family.space
         self.evaluated = [
-            Evaluated(space.validate(Architecture.from_json(architecture)), metrics, costs)
+            Evaluated(self.space.validate(Architecture.from_json(architecture)), metrics, costs)
             for architecture, metrics, costs in state["evaluated"]
         ]

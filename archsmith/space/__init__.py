@@ -11,7 +11,8 @@ Deciders: ``Uniform``, ``Replay``, ``Exactly``, ``Crossover``, ``Recording``, ``
 
 Values: ``Architecture``, ``Trial``, ``Result``, ``Objective``, ``Budget`` with ``Limit`` and ``Violation``;
 ``pareto_front``, ``non_dominated``, ``dominates`` and ``hypervolume_of``
-compare results (on arrays: ``archsmith.space.hypervolume``).
+compare results (on arrays: ``archsmith.space.hypervolume``). ``LayerPolicy`` and ``Policy`` say in which precision each
+layer is kept, ``policy_bytes`` what that takes; ``JointSpace`` multiplies policies onto a space.
 
 Example:
     >>> import numpy as np
@@ -45,9 +46,11 @@ from archsmith.space.dimensions import Categorical, Count, Dimension, Ordinal, R
 from archsmith.space.elements import Element, Given, Group, Repeat
 from archsmith.space.genotypes import Genotypes
 from archsmith.space.hypervolume import Hypervolume, hypervolume_of
+from archsmith.space.joint import JointSpace, sites_of
 from archsmith.space.options import Interval, Options
 from archsmith.space.pareto import dominates, non_dominated, pareto_front
 from archsmith.space.product import ProductSpace
+from archsmith.space.quantisation import LayerPolicy, Policy, policy_bytes
 from archsmith.space.trial import Objective, Result, Trial
 from archsmith.space.values import FrozenDict, Value
 
@@ -78,6 +81,8 @@ __all__ = [
     "Hypervolume",
     "Interval",
     "Invalid",
+    "JointSpace",
+    "LayerPolicy",
     "Limit",
     "Linear",
     "Mask",
@@ -85,6 +90,7 @@ __all__ = [
     "Objective",
     "Options",
     "Ordinal",
+    "Policy",
     "Predicate",
     "ProductSpace",
     "Real",
@@ -104,5 +110,7 @@ __all__ = [
     "hypervolume_of",
     "non_dominated",
     "pareto_front",
+    "policy_bytes",
     "sample_by_decisions",
+    "sites_of",
 ]

@@ -82,3 +82,16 @@ def test_a_table_survives_json():
 def test_no_parts():
     with pytest.raises(UserError, match=r"parts: got \{\}; allowed: at least one block"):
         measure_table({})
+
+
+def test_blocks_are_measured_in_the_runtime_that_is_asked_for():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    parts = {
+        "small": (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()), (1, 8, 8, 8)),
+        "large": (nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()), (1, 64, 32, 32)),
+    }
+    table = measure_table(parts, backend="onnxruntime", rounds=10, block_ms=0.2, warmup=1)
+    assert "onnxruntime" in table.device and "torch" not in table.device
+    assert table.row("large").mean > table.row("small").mean >= 0  # four hundred times the work
+    assert table.overhead > 0

@@ -14,3 +14,11 @@ def test_a_selection_shows_what_was_evaluated_not_beaten_and_delivered():
     assert by_name["delivered"]["customdata"] == ["final", "point-1"]
     assert figure["layout"]["shapes"][0]["x0"] == 2.5
     assert "shapes" not in selection(evaluated, front, [("final", 2e6, 0.7)], largest=4e6, limit=None)["layout"]
+
+
+def test_another_cost_has_its_own_unit():
+    figure = selection(
+        {"search": [(2e3, 0.6)]}, [(2e3, 0.6)], [("final", 2e3, 0.6)], largest=4e3, limit=None, axis="size"
+    )
+    assert figure["data"][0]["x"] == [2.0] and " kB" in figure["data"][0]["hovertemplate"]
+    assert figure["layout"]["xaxis"]["range"] == [0, 1.05 * 4]
