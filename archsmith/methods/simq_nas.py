@@ -278,7 +278,7 @@ class Searcher(SupernetSearcher):
 
     def network_of(self, child: Architecture) -> nn.Module:
         """Return a child as a network of its own, batch statistics taken anew, in the plain layout."""
-        network = calibrate_(self.supernet.extract(child).to("cpu"), self._calibration())
+        network = calibrate_(self.supernet.extract(child).to("cpu"), self.calibration_inputs())
         use_memory_format_(network, torch.contiguous_format)
         return network.eval()
 
@@ -324,7 +324,7 @@ class Searcher(SupernetSearcher):
     def _calibration_images(self) -> list[torch.Tensor]:
         """Return training images without augmentation, ``calibration_images`` of them."""
         images, left = [], self.settings.calibration_images
-        for batch in self._calibration():
+        for batch in self.calibration_inputs():
             images.append(batch[:left].cpu().float().contiguous())
             left -= len(images[-1])
             if left <= 0:

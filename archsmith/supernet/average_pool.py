@@ -1,8 +1,8 @@
-"""Average pooling of 3x3 pixels as a depthwise convolution, which oneDNN has a kernel for in the channels-last format.
+"""Average pooling of 3x3 pixels as a depthwise convolution, which is fast in the channels-last format.
 
-torch's own pooling is 2 to 6 times slower there, forward and backward, most on large images with few channels. The mean
-over the pixels inside the image is the convolution with ninths, times 3/2 on every border that a pixel lies on. The sums
-are the same up to the order of additions.
+torch's own pooling is 2 to 6 times slower there, forward and backward, most on large images with few channels. The
+mean over the pixels inside the image is the convolution with ninths, times 3/2 on every border that a pixel lies on.
+The sums are the same up to the order of additions.
 """
 
 # B batch, C channels, H height, W width
@@ -41,7 +41,7 @@ class _AveragePool(torch.autograd.Function):
         return _scale_borders_(_ninths(x))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         return _AveragePool.apply(gradient, not ctx.transposed), None  # type: ignore[no-untyped-call]
 

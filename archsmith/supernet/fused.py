@@ -226,7 +226,7 @@ class NodeSums:
 
     def _pooled(self, x: Tensor, pool: nn.Module, norm: nn.Module | None) -> Tensor:
         """Return a pooling, and its normalisation if any; every pooling of its kind gives the same."""
-        form = (type(pool), pool.kernel_size, pool.stride, pool.padding)
+        form: tuple[object, ...] = (type(pool), pool.kernel_size, pool.stride, pool.padding)
         average = form == (nn.AvgPool2d, 3, 1, 1)
         pooled: Tensor = self._once(x, form, lambda: (average_pool if average else pool)(_channels_last(x)))
         if norm is None:
