@@ -28,7 +28,7 @@ from archsmith.run.directory import Run
 from archsmith.run.drive import drive, follow
 from archsmith.run.own_finish import finish_own, is_own, prepare_own
 from archsmith.run.own_model import FAMILY as OWN
-from archsmith.run.prepare import EarlyJournal, check_room, family_of, prepare, record_environment
+from archsmith.run.prepare import EarlyJournal, check_room, default_family, family_of, prepare, record_environment
 from archsmith.run.progress import say
 from archsmith.run.report import write_report
 from archsmith.run.stop import StopRequest
@@ -72,7 +72,7 @@ def search(
     task: str | Task = "digits",
     *,
     method: str = "atomnas",
-    family: str = "mobile",
+    family: str | None = None,
     budget: str | None = None,
     out: str | Path,
     seed: int = 0,
@@ -97,7 +97,7 @@ def search(
         task: Name of a task (``archsmith tasks``), or a ``Task`` of your own. A run of your own task is resumed by
             calling this again with the same arguments.
         method: Slug of a search method (``archsmith methods``).
-        family: Name of a family (``archsmith families``).
+        family: Name of a family (``archsmith families``); the first that the method works on by default, else "mobile".
         budget: For example "macs<=0.4x, params<=200k"; ``x`` is relative to the largest network.
         out: Folder of the run.
         seed: Seed of everything random.
@@ -140,7 +140,7 @@ def search(
             "method": system["slug"],
             "task": section,
             "task_digest": opened.digest,
-            "family": {"name": family, **(family_options or {})},
+            "family": {"name": family or default_family(module), **(family_options or {})},
             "budget": None if budget is None else str(Budget.parse(budget)),
             "seed": seed,
             "settings": chosen,

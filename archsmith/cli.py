@@ -71,7 +71,10 @@ def search(
         str | None, typer.Option(help='Limits, for example "macs<=0.4x, params<=200k"; x = of the largest network.')
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/METHOD-TASK]")] = None,
-    family: Annotated[str, typer.Option(help="Name of a family; see archsmith families.")] = "mobile",
+    family: Annotated[
+        str | None,
+        typer.Option(help="Name of a family; see archsmith families. [default: the first of the method, else mobile]"),
+    ] = None,
     objectives: Annotated[
         str | None, typer.Option(help='For methods that return a Pareto set, for example "accuracy,latency".')
     ] = None,

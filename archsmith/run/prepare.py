@@ -78,6 +78,12 @@ def prepare(
     return costs, searcher
 
 
+def default_family(module: ModuleType) -> str:
+    """Return the family of a run that names none: the first that the method says it works on, else "mobile"."""
+    works_on = getattr(module, "WORKS_ON", None)
+    return str(works_on[0]) if isinstance(works_on, tuple) and works_on else "mobile"
+
+
 def _require_fit(config: RunConfig, module: ModuleType) -> None:
     """Refuse a family that a method says it does not work on."""
     works_on = getattr(module, "WORKS_ON", None)
