@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -14,18 +14,19 @@ from torch import Tensor
 
 from archsmith.core.errors import UserError
 from archsmith.tasks.augment import Augment
-from archsmith.tasks.base import Batch, Forward, Task
+from archsmith.tasks.base import Batch, Forward
 from archsmith.tasks.bounds import one_of, whole
 from archsmith.tasks.classification import classification_loss, classification_scores
 from archsmith.tasks.image_data import ImageData, RawImages, image_data
+from archsmith.tasks.indexed import IndexedTask
 from archsmith.tasks.resize import RESAMPLE, resized
-from archsmith.tasks.split import Indices, halved, planned_splits, shuffled
+from archsmith.tasks.split import Indices, planned_splits
 
 _CHUNK = 1024
 
 
 @final
-class ImageClassification(Task):
+class ImageClassification(IndexedTask):
     """Images in memory with one label each.
 
     Args:
@@ -154,32 +155,6 @@ class ImageClassification(Task):
             channels_last=channels_last,
         )
 
-    def size(self, split: str) -> int:
-        """See ``Task.size``."""
-        return len(self._of(split))
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """See ``Task.steps_per_epoch``."""
-        whole("batch_size", batch_size, low=1, high=2**31)
-        size = self.size("train")
-        if batch_size > size:
-            raise UserError(
-                "batch_size", batch_size, allowed=f"1 to {size}, the size of the training part of {self.name}"
-            )
-        return size // batch_size
-
-    def batches(self, split: str, *, batch_size: int, seed: int = 0, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """See ``Task.batches``."""
-        indices = self._of(split)
-        if split == "train":
-            steps = self.steps_per_epoch(batch_size)
-            indices = indices[torch.from_numpy(shuffled(len(indices), seed, "shuffle", epoch))]
-        else:
-            whole("batch_size", batch_size, low=1, high=2**31)
-            steps = -(-len(indices) // batch_size)
-        whole("start", start, low=0, high=steps)
-        return self._pass(indices, batch_size, start, steps)
-
     def loss(self, forward: Forward, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Task.loss``."""
         return classification_loss(
@@ -195,58 +170,15 @@ class ImageClassification(Task):
         """See ``Task.evaluate``."""
         return classification_scores(forward, self.batches(split, batch_size=batch_size), num_classes=self.num_classes)
 
-    def examples(self, n: int, split: str = "test") -> Tensor:
-        """See ``Task.examples``."""
-        indices = self._of(split)
-        return self._inputs(indices[: whole("n", n, low=1, high=len(indices))])
-
-    def split_indices(self, split: str) -> Indices:
-        """Return a copy of the index array of a split, ascending, into the arrays that the task was made of."""
-        return self._of(split).numpy().copy()
-
-    def training_halves(self, seed: int) -> tuple[ImageClassification, ImageClassification]:
-        """Return the task twice, with one random half of its training images each; the odd one belongs to the first.
-
-        Everything else is shared: images, other splits, normalisation, augmentation.
-
-        Args:
-            seed: Seed of the halves.
-
-        Raises:
-            UserError: There is a single training image.
-        """
-        indices = self._of("train")
-        if len(indices) < 2:
-            raise UserError("task", self.name, allowed="at least 2 training images, to be halved")
-        first, second = halved(indices.numpy(), seed)
-        return self.with_splits({"train": first}), self.with_splits({"train": second})
-
-    def with_splits(self, splits: Mapping[str, Indices]) -> ImageClassification:
-        """Return the task with other images in some of its splits; all else is shared, the normalisation too.
-
-        Args:
-            splits: Index arrays as of ``split_indices``, by split.
-        """
-        other = copy.copy(self)
-        changed = {split: torch.from_numpy(np.sort(indices)) for split, indices in splits.items()}
-        other._indices = {**self._indices, **changed}
-        return other
-
     def scored_on_training(self) -> ImageClassification:
         """Return the task with its training images as "valid" too: all of them, in order, without augmentation."""
         other = copy.copy(self)
         other._indices = {**self._indices, "valid": self._of("train")}
         return other
 
-    def _of(self, split: str) -> Tensor:
-        if split not in self._indices:
-            raise UserError("split", split, allowed=", ".join(self._indices))
-        return self._indices[split]
-
-    def _pass(self, indices: Tensor, batch_size: int, start: int, steps: int) -> Iterator[Batch]:
-        for step in range(start, steps):
-            chosen = indices[step * batch_size : (step + 1) * batch_size]
-            yield Batch(self._inputs(chosen), self._labels[chosen])
+    def batch_of(self, chosen: Tensor) -> Batch:
+        """See ``IndexedTask.batch_of``."""
+        return Batch(self._inputs(chosen), self._labels[chosen])
 
     def _inputs(self, chosen: Tensor) -> Tensor:
         """Return the normalised images ``chosen``, float32 ``(B, C, H, W)``."""
