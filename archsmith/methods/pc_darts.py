@@ -27,12 +27,10 @@ from torch import nn
 from archsmith.core.errors import UserError
 from archsmith.families.darts_space import Genotype
 from archsmith.run import relaxed_settings
-from archsmith.run.costs import CostModel
-from archsmith.run.relaxed_search import RelaxedSearcher
+from archsmith.run.relaxed_search import ConfiguredSearcher
 from archsmith.run.relaxed_settings import TINY, Phase, Plan, RelaxedSettings, recipe_for
 from archsmith.supernet.partial import partial_edge, redraw_
 from archsmith.supernet.relaxed import MakeEdge
-from archsmith.tasks.base import Task
 from archsmith.train.bilevel import Bilevel, StepContext
 
 SYSTEM = {
@@ -154,16 +152,10 @@ class RedrawnBilevel(Bilevel):
 
 
 @final
-class Searcher(RelaxedSearcher):
+class Searcher(ConfiguredSearcher[Settings]):
     """One PC-DARTS run: search, selection, training of an ordinary network from scratch.
 
-    Args:
-        family: One that can be relaxed; its sizes are those of the final network.
-        task: What is learned.
-        settings: Hyper-parameters.
-        costs: Costs of the final network, without a budget.
-        seed: Seed of the run.
-        memory_format: "channels_last" or "contiguous".
+    Arguments as of ``ConfiguredSearcher``.
 
     Raises:
         UserError: K does not divide the channels of the search network, or the logits would never learn.
@@ -171,26 +163,9 @@ class Searcher(RelaxedSearcher):
 
     edge_weights = True
 
-    def __init__(
-        self,
-        *,
-        family: Any,
-        task: Task,
-        settings: Settings,
-        costs: CostModel | None = None,
-        seed: int,
-        memory_format: str = "contiguous",
-    ) -> None:
-        self.settings = settings
-        if settings.warmup_epochs >= settings.search_epochs:
-            raise UserError(
-                "warmup_epochs",
-                settings.warmup_epochs,
-                allowed=f"fewer than the {settings.search_epochs} epochs of the search; in the others the logits learn",
-            )
-        super().__init__(
-            family=family, task=task, plan=plan_of(settings), costs=costs, seed=seed, memory_format=memory_format
-        )
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        settings = self.settings
         if settings.logit_clip_norm:
             logits = [logits for group in self.logit_optimizer.param_groups for logits in group["params"]]
 
@@ -198,6 +173,16 @@ class Searcher(RelaxedSearcher):
                 nn.utils.clip_grad_norm_(logits, settings.logit_clip_norm)
 
             self.logit_optimizer.register_step_pre_hook(clip)
+
+    def planned(self, settings: Settings) -> Plan:
+        """Return the phases, if the logits learn in any."""
+        if settings.warmup_epochs >= settings.search_epochs:
+            raise UserError(
+                "warmup_epochs",
+                settings.warmup_epochs,
+                allowed=f"fewer than the {settings.search_epochs} epochs of the search; in the others the logits learn",
+            )
+        return plan_of(settings)
 
     def make_edge(self) -> MakeEdge:
         """Return what makes edges of partial channels."""

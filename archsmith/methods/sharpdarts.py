@@ -26,14 +26,12 @@ from torch import Tensor
 from archsmith.core.errors import UserError
 from archsmith.families.hypercuboid_supernet import HyperCuboidSupernet, Rule
 from archsmith.run import relaxed_settings
-from archsmith.run.costs import CostModel
-from archsmith.run.relaxed_search import RelaxedSearcher
+from archsmith.run.relaxed_search import ConfiguredSearcher
 from archsmith.run.relaxed_settings import TINY, Phase, Plan, RelaxedSettings, recipe_for
 from archsmith.space import Architecture
 from archsmith.supernet.grid_paths import GridCosts
 from archsmith.supernet.max_w import MaxW
 from archsmith.supernet.relaxed import SearchSupernet
-from archsmith.tasks.base import Task
 from archsmith.train.schedules import cosine_power
 
 SYSTEM = {
@@ -115,16 +113,10 @@ def plan_of(s: Settings) -> Plan:
 
 
 @final
-class Searcher(RelaxedSearcher):
+class Searcher(ConfiguredSearcher[Settings]):
     """One sharpDARTS run: search, selection, training from scratch.
 
-    Args:
-        family: One that can be relaxed; its sizes are those of the final network.
-        task: What is learned.
-        settings: Hyper-parameters.
-        costs: Costs of the final network, without a budget.
-        seed: Seed of the run.
-        memory_format: "channels_last" or "contiguous".
+    Arguments as of ``ConfiguredSearcher``.
 
     Attributes:
         times: Measured cost of every step of a grid, once "priced" paths have asked for them. A checkpoint keeps them.
@@ -133,18 +125,16 @@ class Searcher(RelaxedSearcher):
         UserError: A warm-up as long as a training, or a rule for paths where the family has none.
     """
 
-    def __init__(
-        self,
-        *,
-        family: Any,
-        task: Task,
-        settings: Settings,
-        costs: CostModel | None = None,
-        seed: int,
-        memory_format: str = "contiguous",
-    ) -> None:
-        self.settings = settings
-        self.times: GridCosts | None = None
+    times: GridCosts | None = None
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        path = self.settings.path
+        if path != "longest" and not isinstance(self.supernet, HyperCuboidSupernet):
+            raise UserError("settings.path", path, allowed="'longest' for families other than 'hypercuboid'")
+
+    def planned(self, settings: Settings) -> Plan:
+        """Return the phases, and work out the learning rates of their epochs."""
         plan = plan_of(settings)
         bent = {"search": (settings.search_power, settings.search_lr_warmup)}
         self._rates = {}
@@ -153,9 +143,7 @@ class Searcher(RelaxedSearcher):
             self._rates[phase.name] = cosine_power(
                 phase.epochs, peak=phase.lr, floor=phase.lr_min, power=power, warmup=warmup
             )
-        super().__init__(family=family, task=task, plan=plan, costs=costs, seed=seed, memory_format=memory_format)
-        if settings.path != "longest" and not isinstance(self.supernet, HyperCuboidSupernet):
-            raise UserError("settings.path", settings.path, allowed="'longest' for families other than 'hypercuboid'")
+        return plan
 
     def relaxation(self) -> MaxW | None:
         """Return Max-W, unless the settings leave it out."""

@@ -1,4 +1,4 @@
-"""What tasks over examples in memory share: splits as index arrays, the order of batches, halves of the training part."""
+"""What tasks over examples in memory share: splits as index arrays, order of batches, halves of the training part."""
 
 from __future__ import annotations
 
