@@ -384,3 +384,27 @@ def test_a_half_width_of_a_balanced_group_takes_as_much_of_each_part() -> None:
         group = elastic.atoms.group(dim.groups[0])
         if group.balance:
             assert all(choice % len(group.balance) == 0 for choice in dim.choices)
+
+
+def test_activation_checkpoints_recompute_inside_the_active_block() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Recomputing(SmallResNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.bn(self.stem(x)))
+            for block in (*self.layer1, *self.layer2):
+                x = checkpoint(block, x, use_reentrant=False) if torch.is_grad_enabled() else block(x)
+            return self.fc(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    elastic = Elastic(atoms_nets.randomised(Recomputing()), IMAGES, {"*conv1": [0.5, 1.0]})
+    small = elastic.smallest()
+    alone = elastic.extract(small)
+    elastic.activate(small)
+    with elastic.slices.active():
+        loss(elastic(IMAGES)).backward()
+    loss(alone(IMAGES)).backward()
+    found, wanted = elastic.model.layer1[0].conv1.weight.grad, alone.layer1[0].conv1.weight.grad  # type: ignore[union-attr]
+    assert torch.allclose(found[:4], wanted, atol=1e-5) and not bool((found[4:] != 0).any())
+    with pytest.raises(RuntimeError, match=r"recomputed|size|shape|expected"):
+        loss(elastic(IMAGES)).backward()
