@@ -386,6 +386,33 @@ def test_a_half_width_of_a_balanced_group_takes_as_much_of_each_part() -> None:
             assert all(choice % len(group.balance) == 0 for choice in dim.choices)
 
 
+@pytest.mark.parametrize("name", ["resnet", "BERT"])
+def test_costs_of_many_come_from_few_counts(name: str) -> None:
+    elastic, _, _ = build(name)
+    rng = np.random.default_rng(4)
+    subnets = [elastic.space.sample(rng) for _ in range(60)]
+    active = elastic.active
+    found = [elastic.costs(subnet) for subnet in subnets]
+    assert elastic.active == active
+    table = elastic._cost_table
+    assert table is not None and table.counts < 45
+    for subnet, costs in list(zip(subnets, found, strict=True))[-8:]:
+        assert costs["params"] == sum(p.numel() for p in elastic.extract(subnet).parameters())
+        fresh = copy.deepcopy(elastic)
+        counted = fresh._counted(fresh._values(subnet)).values()
+        assert costs == {"macs": sum(m for m, _ in counted), "params": sum(p for _, p in counted)}
+    assert len({each["macs"] for each in found}) > 20
+
+
+def test_operations_outside_all_modules_are_counted() -> None:
+    torch.manual_seed(0)
+    net, x, table = Mlp(), torch.randn(5, 6), torch.randn(3, 7)
+    elastic = Elastic(net, x, {"width": [0.5, 1.0]}, forward=lambda model, given: model(given) @ table)
+    small = elastic.costs(elastic.smallest())["macs"]
+    assert small == 6 * 8 + 8 * 6 + 6 * 3 + 3 * 7
+    assert elastic.costs(elastic.largest())["macs"] == 6 * 16 + 16 * 12 + 12 * 3 + 3 * 7
+
+
 def test_activation_checkpoints_recompute_inside_the_active_block() -> None:
     from torch.utils.checkpoint import checkpoint
 
