@@ -32,6 +32,7 @@ from archsmith.cost.counts import count
 from archsmith.graph import evaluating
 from archsmith.space import AllOf, Architecture, Condition, Element, Given, Ordinal, ProductSpace, When
 from archsmith.supernet.elastic_attributes import AttributeLaw, attribute_laws
+from archsmith.supernet.elastic_costs import CostTable
 from archsmith.supernet.elastic_depth import remove_blocks_, residual_runs, wrong_without
 from archsmith.supernet.elastic_dims import Candidate, ElasticDim, Offered, chosen, nested, unit_order, width_candidates
 from archsmith.supernet.elastic_kernel import (
@@ -143,6 +144,7 @@ class Elastic(nn.Module):
             self._kernels[dim.name] = transform
             if kernel_transform:
                 self.elastic_transforms[str(number)] = transform
+        self._cost_table: CostTable | None = None
         self.slices = Slices(self.model, self._parts())
         self.slices.prepare({dim.name: dim.choices for dim in self.dims})
         self.register_state_dict_post_hook(_without_prefix)  # type: ignore[no-untyped-call]
@@ -155,7 +157,7 @@ class Elastic(nn.Module):
         """Return a copy with weights of its own; what was found in the graph is shared."""
         twin = type(self).__new__(type(self))
         memo[id(self)], memo[id(self.atoms)] = twin, self.atoms
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        twin.__dict__.update(copy.deepcopy({**self.__dict__, "_cost_table": None}, memo))
         twin.atoms = dataclasses.replace(self.atoms, model=twin.model)
         return twin
 
@@ -247,20 +249,31 @@ class Elastic(nn.Module):
     def costs(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Return ``macs`` and ``params`` of the extracted network, exact, for one example of its resolution.
 
-        The active architecture stays what it is.
+        The first call counts the network once for each dimension; later ones seldom count at all (``CostTable``). The
+        active architecture stays what it is.
         """
+        values = self._values(architecture)
         before = self._current
         try:
-            self.activate(architecture)
-            inputs = (
-                self.example_inputs if self._resolution is None else self.resized(self.example_inputs, self._resolution)
-            )
-            args, kwargs = call_arguments(self.model, inputs)
-            with self.slices.active():
-                counted = count(_Bound(self.model, tuple(kwargs), self._call), (*args, *kwargs.values()))
+            if self._cost_table is None:
+                self._cost_table = CostTable(self._counted, {dim.name: dim.choices for dim in self.dims})
+            return self._cost_table.of(values)
         finally:
             self.activate(before)
-        return {"macs": counted.macs, "params": counted.params}
+
+    def _counted(self, values: Mapping[str, int]) -> dict[int, tuple[int, int]]:
+        """Count the modules of a subnet in place."""
+        self.activate(values)
+        inputs = self.example_inputs
+        if self._resolution is not None:
+            inputs = self.resized(inputs, self._resolution)
+        args, kwargs = call_arguments(self.model, inputs)
+        bound = _Bound(self.model, tuple(kwargs), self._call)
+        with self.slices.active():
+            counted = count(bound, (*args, *kwargs.values()))
+            modules = dict(bound.named_modules())
+            named = ((id(modules[layer.name]) if layer.name else 0, layer) for layer in counted.layers)
+            return {key: (layer.macs, layer.params) for key, layer in named}  # 0: the way of calling the model
 
     # ------------------------------------------------------------------ before training
 

@@ -384,3 +384,54 @@ def test_a_half_width_of_a_balanced_group_takes_as_much_of_each_part() -> None:
         group = elastic.atoms.group(dim.groups[0])
         if group.balance:
             assert all(choice % len(group.balance) == 0 for choice in dim.choices)
+
+
+@pytest.mark.parametrize("name", ["resnet", "BERT"])
+def test_costs_of_many_come_from_few_counts(name: str) -> None:
+    elastic, _, _ = build(name)
+    rng = np.random.default_rng(4)
+    subnets = [elastic.space.sample(rng) for _ in range(60)]
+    active = elastic.active
+    found = [elastic.costs(subnet) for subnet in subnets]
+    assert elastic.active == active
+    table = elastic._cost_table
+    assert table is not None and table.counts < 45
+    for subnet, costs in list(zip(subnets, found, strict=True))[-8:]:
+        assert costs["params"] == sum(p.numel() for p in elastic.extract(subnet).parameters())
+        fresh = copy.deepcopy(elastic)
+        counted = fresh._counted(fresh._values(subnet)).values()
+        assert costs == {"macs": sum(m for m, _ in counted), "params": sum(p for _, p in counted)}
+    assert len({each["macs"] for each in found}) > 20
+
+
+def test_operations_outside_all_modules_are_counted() -> None:
+    torch.manual_seed(0)
+    net, x, table = Mlp(), torch.randn(5, 6), torch.randn(3, 7)
+    elastic = Elastic(net, x, {"width": [0.5, 1.0]}, forward=lambda model, given: model(given) @ table)
+    small = elastic.costs(elastic.smallest())["macs"]
+    assert small == 6 * 8 + 8 * 6 + 6 * 3 + 3 * 7
+    assert elastic.costs(elastic.largest())["macs"] == 6 * 16 + 16 * 12 + 12 * 3 + 3 * 7
+
+
+def test_activation_checkpoints_recompute_inside_the_active_block() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Recomputing(SmallResNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.bn(self.stem(x)))
+            for block in (*self.layer1, *self.layer2):
+                x = checkpoint(block, x, use_reentrant=False) if torch.is_grad_enabled() else block(x)
+            return self.fc(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    elastic = Elastic(atoms_nets.randomised(Recomputing()), IMAGES, {"*conv1": [0.5, 1.0]})
+    small = elastic.smallest()
+    alone = elastic.extract(small)
+    elastic.activate(small)
+    with elastic.slices.active():
+        loss(elastic(IMAGES)).backward()
+    loss(alone(IMAGES)).backward()
+    found, wanted = elastic.model.layer1[0].conv1.weight.grad, alone.layer1[0].conv1.weight.grad  # type: ignore[union-attr]
+    assert torch.allclose(found[:4], wanted, atol=1e-5) and not bool((found[4:] != 0).any())
+    with pytest.raises(RuntimeError, match=r"recomputed|size|shape|expected"):
+        loss(elastic(IMAGES)).backward()
