@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from archsmith.space import Categorical, Count, Given, Ordinal, Predicate, ProductSpace, Value, When
+from archsmith.families.ofa_mobile_space import ofa_mobile_space
+from archsmith.space import Categorical, Count, Predicate, ProductSpace, Value
 
 MACRO_LAYERS = 8
 
@@ -105,15 +106,7 @@ def ofa_mobilenet_space() -> ProductSpace:
     ``stage/<s>/depth`` of five stages; ``stage/<s>/<l>/kernel`` and ``stage/<s>/<l>/expand`` of the layers that the
     depth leaves; ``resolution`` of the image.
     """
-    elements: dict[str, Ordinal | Given] = {"resolution": Ordinal(tuple(range(128, 225, 4)))}
-    for stage in range(5):
-        depth = f"stage/{stage}/depth"
-        elements[depth] = Ordinal((2, 3, 4))
-        for layer in range(4):
-            long_enough = When(depth, [d for d in (2, 3, 4) if d > layer])
-            elements[f"stage/{stage}/{layer}/kernel"] = Given(long_enough, Ordinal((3, 5, 7), group="kernel"))
-            elements[f"stage/{stage}/{layer}/expand"] = Given(long_enough, Ordinal((3, 4, 6), group="expand"))
-    return ProductSpace("ofa-mobilenet-v3", elements)
+    return ofa_mobile_space(range(128, 225, 4), name="ofa-mobilenet-v3")
 
 
 def row_space(name: str, rows: int) -> ProductSpace:

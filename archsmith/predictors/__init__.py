@@ -1,7 +1,8 @@
 """Predictors: from features of an architecture to a mean and an uncertainty. The contract is ``Predictor``.
 
-``Ridge`` and ``SupportVectors`` for small samples, ``GaussianProcess`` where the uncertainty matters, ``RandomForest``
-and ``Boosting`` for unscaled or useless features, ``Mlp`` and ``GraphNetwork`` for many samples, ``Ensemble`` of any.
+``Ridge`` and ``SupportVectors`` for small samples, ``Tuned`` for the better of both, ``GaussianProcess`` where the
+uncertainty matters, ``RandomForest`` and ``Boosting`` for unscaled or useless features, ``Mlp`` and ``GraphNetwork``
+for many samples, ``Ensemble`` of any.
 ``archsmith.testing.predictors`` checks the contract. Importing this needs numpy only.
 """
 
@@ -12,6 +13,7 @@ from archsmith.predictors.graph_network import GraphNetwork, graph_features
 from archsmith.predictors.linear import Ridge, SupportVectors
 from archsmith.predictors.networks import Mlp
 from archsmith.predictors.trees import Boosting, RandomForest
+from archsmith.predictors.tuned import Tuned
 
 __all__ = [
     "Boosting",
@@ -24,5 +26,6 @@ __all__ = [
     "RandomForest",
     "Ridge",
     "SupportVectors",
+    "Tuned",
     "graph_features",
 ]

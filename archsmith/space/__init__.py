@@ -43,6 +43,7 @@ from archsmith.space.deciders import (
 )
 from archsmith.space.dimensions import Categorical, Count, Dimension, Ordinal, Real, Subset
 from archsmith.space.elements import Element, Given, Group, Repeat
+from archsmith.space.genotypes import Genotypes
 from archsmith.space.hypervolume import Hypervolume, hypervolume_of
 from archsmith.space.options import Interval, Options
 from archsmith.space.pareto import dominates, non_dominated, pareto_front
@@ -70,6 +71,7 @@ __all__ = [
     "EncodingKind",
     "Exactly",
     "FrozenDict",
+    "Genotypes",
     "Given",
     "Group",
     "Has",

@@ -25,6 +25,8 @@ from archsmith.strategies.eas import Eas, GrowthStage
 from archsmith.strategies.evolution import MutateWithin, RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
 from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
+from archsmith.strategies.inner_search import Drawn, Evolution, InnerSearch
+from archsmith.strategies.linas import MeasureRefitSearch, linas
 from archsmith.strategies.local import LocalSearch
 from archsmith.strategies.mcts import MonteCarloTreeSearch
 from archsmith.strategies.nsga2 import Nsga2
@@ -43,12 +45,16 @@ __all__ = [
     "CoarseToFine",
     "Controller",
     "Distribution",
+    "Drawn",
     "Eas",
+    "Evolution",
     "GaussianProcessSearch",
     "GridSearch",
     "GrowthStage",
     "Hyperband",
+    "InnerSearch",
     "LocalSearch",
+    "MeasureRefitSearch",
     "MonteCarloTreeSearch",
     "MutateWithin",
     "Nsga2",
@@ -67,6 +73,7 @@ __all__ = [
     "UniformDecisions",
     "coarse_grid",
     "geometric_fidelities",
+    "linas",
     "open_strategy",
     "strategy_class",
     "strategy_table",

@@ -30,6 +30,7 @@ ATTACHED = {
     "mobile-chain",
     "nas-bench-201",
     "nasnet",
+    "ofa-mobile",  # tests/families/test_ofa_mobile.py
     "plain",
     "sharpdarts",
     "tdnn",  # tests/families/test_tdnn_family.py

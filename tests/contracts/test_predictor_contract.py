@@ -14,6 +14,7 @@ from archsmith.predictors import (
     RandomForest,
     Ridge,
     SupportVectors,
+    Tuned,
     graph_features,
 )
 from archsmith.testing.predictors import PredictorContract
@@ -29,6 +30,18 @@ class TestSupportVectors(PredictorContract):
     @pytest.fixture
     def make(self):
         return lambda seed: SupportVectors(seed=seed)
+
+
+class TestTuned(PredictorContract):
+    @pytest.fixture
+    def make(self):
+        return lambda seed: Tuned(seed=seed)
+
+
+class TestStacked(PredictorContract):
+    @pytest.fixture
+    def make(self):
+        return lambda seed: Tuned(stacked=True, seed=seed)
 
 
 class TestMatern(PredictorContract):

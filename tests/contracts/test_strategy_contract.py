@@ -23,6 +23,8 @@ from archsmith.strategies.eas import Eas
 from archsmith.strategies.evolution import RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
 from archsmith.strategies.halving import Hyperband, SuccessiveHalving, geometric_fidelities
+from archsmith.strategies.inner_search import Drawn, Evolution
+from archsmith.strategies.linas import MeasureRefitSearch
 from archsmith.strategies.local import LocalSearch
 from archsmith.strategies.mcts import MonteCarloTreeSearch
 from archsmith.strategies.nsga2 import Nsga2
@@ -169,6 +171,45 @@ class TestNsga2WithOneObjective(StrategyContract):
         return Nsga2(space, seed=seed, population=10, constraints=Budget.parse("params<=11"))
 
 
+class TestMeasureRefitSearch(StrategyContract):
+    seeds = 3
+    evaluations = 60
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        inner = Evolution(population=10, evaluations=40)
+        return MeasureRefitSearch(space, seed=seed, batch=4, inner=inner, predictor=lambda own: Ridge(seed=own))
+
+
+class TestMeasureRefitSearchOfThreeObjectives(StrategyContract):
+    """Reference directions inside, and ranks instead of hypervolumes."""
+
+    spaces = ("flat", "small")
+    beats_random = False  # in one objective of three; a front is compared in test_linas
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        objectives = [DEFAULT_OBJECTIVE, Objective("params", "minimize"), Objective("seconds", "minimize")]
+        return MeasureRefitSearch(
+            space,
+            seed=seed,
+            objectives=objectives,
+            initial=5,
+            batch=3,
+            inner=Evolution(population=6, evaluations=30),
+            predictor=lambda own: Ridge(seed=own),
+            select="rank",
+        )
+
+
+class TestMeasureRefitOnDrawnOnes(StrategyContract):
+    spaces = ("deep", "chain")
+    beats_random = False  # nothing is bred
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        return MeasureRefitSearch(
+            space, seed=seed, batch=3, inner=Drawn(evaluations=40), predictor=lambda own: Ridge(seed=own)
+        )
+
+
 class TestTpe(StrategyContract):
     rounds = (1, 3, 2, 1, 4, 1, 2, 3)
     evaluations = 80
@@ -245,6 +286,7 @@ CASES: dict[str, type[StrategyContract]] = {
     "gp": TestGaussianProcess,
     "grid": TestGrid,
     "hyperband": TestHyperband,
+    "linas": TestMeasureRefitSearch,
     "local-search": TestLocalSearch,
     "mcts": TestTreeSearch,
     "predictor-guided": TestPredictorGuided,
