@@ -1,7 +1,7 @@
 """Once-for-All's MobileNetV3 sub-networks as networks of their own.
 
-What may be chosen and what it costs is ``archsmith.families.ofa_mobile_space``. The published elastic network holds all
-of them; here each is built as the plain network that an extraction leaves.
+What may be chosen and what it costs is ``archsmith.families.ofa_mobile_space``. Each is built as the plain network that
+an extraction leaves; the elastic network that holds all of them is ``archsmith.families.ofa_mobile_supernet``.
 
 Source: Cai, Gan, Wang, Zhang, Han 2020, "Once-for-All: Train One Network and Specialize it for Efficient Deployment",
 arXiv 1908.09791.
@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -38,6 +38,9 @@ from archsmith.families.ofa_mobile_space import (
 )
 from archsmith.layers.ofa_mobile import OfaMobileNet
 from archsmith.space import Architecture
+
+if TYPE_CHECKING:
+    from archsmith.families.ofa_mobile_supernet import OfaMobileSupernet
 
 FAMILIES = (
     {
@@ -142,6 +145,17 @@ class OfaMobileFamily:
     def exact_costs(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Return "macs" (one image) and "params"; nothing is built."""
         return self.skeleton.costs(architecture)
+
+    def supernet(self, *, seed: int | None = None, kernel_transform: bool = True) -> OfaMobileSupernet:
+        """Return the elastic network: the largest one, whose slices are all others.
+
+        Args:
+            seed: Seed of the published initialisation; None leaves torch's own weights.
+            kernel_transform: Whether kernels shrink through learned matrices, as published; else they are cropped.
+        """
+        from archsmith.families.ofa_mobile_supernet import OfaMobileSupernet
+
+        return OfaMobileSupernet(self, seed=seed, kernel_transform=kernel_transform)
 
     def to_json(self) -> dict[str, Any]:
         """Return the family as plain JSON values; ``family_from_json`` is the way back."""
