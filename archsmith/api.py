@@ -78,6 +78,7 @@ def search(
     seed: int = 0,
     data: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    objectives: Sequence[str] | None = None,
     task_options: Mapping[str, Any] | None = None,
     family_options: Mapping[str, Any] | None = None,
     threads: int | None = None,
@@ -102,6 +103,7 @@ def search(
         seed: Seed of everything random.
         data: File or folder that the task reads.
         settings: Hyper-parameters of the method that differ from its recipe for this image size.
+        objectives: What is improved, for methods that return a Pareto set: "accuracy", "macs", "params", "latency".
         task_options: Options of the task (resolution, limit, crop, ...).
         family_options: Options of the family (preset, rows, activation, ...).
         threads: Threads inside operators; default as many as the process may use (its share, under ``torchrun``).
@@ -123,6 +125,7 @@ def search(
         ArchsmithError: The run cannot go on; what was saved is kept.
     """
     system, module = load_method(method)
+    chosen = _with_objectives(dict(settings or {}), objectives, method, module)
     _refuse_names("task option", task_options, ("name", "data", "own"))
     _refuse_names("family option", family_options, ("name", "image", "num_classes"))
     if isinstance(task, str):
@@ -140,7 +143,7 @@ def search(
             "family": {"name": family, **(family_options or {})},
             "budget": None if budget is None else str(Budget.parse(budget)),
             "seed": seed,
-            "settings": dict(settings or {}),
+            "settings": chosen,
             "runtime": {
                 "threads": max(1, usable_cores() // local_process_count()) if threads is None else threads,
                 "memory_format": memory_format,
@@ -509,6 +512,21 @@ def _require_same_data(config: RunConfig, task: Task) -> None:
             allowed=f"the data of the configuration, digest {config.task_digest}",
             hint="The data or their split changed since; restore them, or start another run.",
         )
+
+
+def _with_objectives(
+    settings: dict[str, Any], objectives: Sequence[str] | None, method: str, module: ModuleType
+) -> dict[str, Any]:
+    """Return the settings with the objectives among them.
+
+    Raises:
+        UserError: The method has one objective and no choice.
+    """
+    if objectives is None:
+        return settings
+    if "objectives" not in module.Settings.model_fields:
+        raise UserError("objectives", list(objectives), allowed=f"nothing for {method}, which improves the accuracy")
+    return {**settings, "objectives": list(objectives)}
 
 
 def _refuse_names(field: str, given: Mapping[str, Any] | None, reserved: Sequence[str]) -> None:

@@ -72,6 +72,9 @@ def search(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/METHOD-TASK]")] = None,
     family: Annotated[str, typer.Option(help="Name of a family; see archsmith families.")] = "mobile",
+    objectives: Annotated[
+        str | None, typer.Option(help='For methods that return a Pareto set, for example "accuracy,latency".')
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     settings: Settings = None,
     task_set: TaskOptions = None,
@@ -120,6 +123,7 @@ def search(
         seed=seed,
         data=data,
         settings=_pairs(settings, "--set"),
+        objectives=None if objectives is None else [name.strip() for name in objectives.split(",")],
         task_options=_pairs(task_set, "--task-set"),
         family_options=_pairs(family_set, "--family-set"),
         threads=threads,
