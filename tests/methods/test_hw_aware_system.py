@@ -19,6 +19,7 @@ from archsmith import api
 from archsmith.core.errors import UserError
 from archsmith.evaluate.surrogate import SurrogateEvaluator
 from archsmith.evaluate.tables import TableEvaluator
+from archsmith.families.bignas import bignas_family
 from archsmith.families.ofa_mobile import open_family
 from archsmith.methods import load_method
 from archsmith.methods.hw_aware_system import (
@@ -35,16 +36,16 @@ from archsmith.run.costs import CostModel
 from archsmith.space import Budget, Objective, dominates
 from archsmith.space.pareto import losses
 
-QUICK = {"epochs": 1, "batch_size": 8, "calibration_batches": 1, "evaluations": 12, "population": 4}
+QUICK = {"epochs": 1, "batch_size": 16, "calibration_batches": 1, "evaluations": 9, "population": 3}
 QUICK |= {"inner_evaluations": 30, "children": 2, "points": 3}
 
 
 def family():
-    return open_family("ofa-mobile", image=(3, 8, 8), num_classes=3, width=0.125)
+    return bignas_family("tiny", image=(3, 8, 8), num_classes=3)
 
 
-def searcher(*, budget=None, seed=0, costs=True, **changes):
-    own = family()
+def searcher(*, budget=None, seed=0, costs=True, own=None, **changes):
+    own = own or family()
     model = CostModel(own, Budget.parse(budget) if budget else None, Notes()) if costs else None
     return Searcher(family=own, task=small_task(), settings=Settings(**{**QUICK, **changes}), costs=model, seed=seed)
 
@@ -94,7 +95,7 @@ def test_a_run_trains_searches_and_delivers_the_measured_set() -> None:
     run = searcher()
     figures = to_the_end(run)
     assert [each["phase"] for each in figures] == ["training", "search"]
-    assert len(run.evaluated) == 12 == len({child.architecture.network_digest for child in run.evaluated})
+    assert len(run.evaluated) == 9 == len({child.architecture.network_digest for child in run.evaluated})
     front = run.front()
     delivered = run.deliver()
     every = [delivered, *delivered.others]
@@ -130,7 +131,14 @@ def test_latency_is_an_objective_that_is_measured_once_for_each() -> None:
         searcher(budget="memory<=0.9x")
 
 
-@pytest.mark.parametrize("steps", [3, 7, 11])
+def test_once_for_all_is_searched_too() -> None:
+    own = open_family("ofa-mobile", image=(3, 8, 8), num_classes=3, width=0.125)
+    run = searcher(own=own, evaluations=3)
+    to_the_end(run)
+    assert len(run.evaluated) == 3 and run.deliver().network.constructor()["num_classes"] == 3
+
+
+@pytest.mark.parametrize("steps", [1, 7])
 def test_a_stopped_run_goes_on_bit_for_bit(steps: int) -> None:
     whole, halted = searcher(budget="macs<=0.9x"), searcher(budget="macs<=0.9x")
     stop_after(halted, steps)
@@ -163,9 +171,9 @@ def test_a_trained_supernet_is_searched_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_command_exports_every_point(tmp_path: Path) -> None:
-    words = ["search", "--method", "linas", "--family", "ofa-mobile", "--task", "digits", "--threads", "1", "--quiet"]
-    words += ["--objectives", "accuracy,params", "--task-set", "limit=60", "--family-set", "width=0.125"]
-    settings = {**QUICK, "batch_size": 32, "points": 2, "evaluations": 8}
+    words = ["search", "--method", "linas", "--family", "bignas", "--task", "digits", "--threads", "1", "--quiet"]
+    words += ["--objectives", "accuracy,params", "--task-set", "limit=60"]
+    settings = {**QUICK, "batch_size": 32, "points": 2, "evaluations": 6}
     words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     run_cli(*words, "--out", str(tmp_path / "run"))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
