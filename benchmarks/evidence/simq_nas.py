@@ -194,12 +194,9 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name in found[0]:
         values = [each[name] for each in found]
-        gaps = [
-            gap_between([each[joint] - each[name] for each in found]) for joint in ("joint", "joint, uniform start")
-        ]
-        print(
-            f"| {name} | {statistics.fmean(values):.4f} | {', '.join(f'{v:.4f}' for v in values)} | {' | '.join(gaps)} |"
-        )
+        joint = ("joint", "joint, uniform start")
+        gaps = " | ".join(gap_between([each[other] - each[name] for each in found]) for other in joint)
+        print(f"| {name} | {statistics.fmean(values):.4f} | {', '.join(f'{v:.4f}' for v in values)} | {gaps} |")
     if shown is not None:
         show_front(*shown)
 
