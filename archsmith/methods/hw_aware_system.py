@@ -35,8 +35,7 @@ from archsmith.evaluate.base import Evaluator
 from archsmith.run.costs import CostModel
 from archsmith.run.study import StudyOutcome, run_study
 from archsmith.run.supernet_search import EXACT, Evaluated, SupernetSearcher
-from archsmith.space import Architecture, Budget, Objective, Result, Space, Trial, pareto_front
-from archsmith.space.pareto import losses
+from archsmith.space import Architecture, Budget, Objective, Result, Space, pareto_front
 from archsmith.strategies import Evolution, MeasureRefitSearch, linas
 from archsmith.strategies.linas import ExactCost
 from archsmith.supernet.sampling import Sandwich
@@ -167,13 +166,13 @@ class ParetoSet:
     """What a search ends with.
 
     Attributes:
-        trials: The measured trials that no other dominates, by the first objective from the best on.
-        results: Their measured results.
+        architectures: Those that no other measured one dominates, by the first objective from the best on.
+        values: Their measured objectives by name.
         study: How the study ended.
     """
 
-    trials: tuple[Trial, ...]
-    results: tuple[Result, ...]
+    architectures: tuple[Architecture, ...]
+    values: tuple[Mapping[str, float], ...]
     study: StudyOutcome
 
 
@@ -205,14 +204,9 @@ def search(
     """
     s = Settings() if settings is None else settings
     searcher = strategy(space, s, objectives=objectives, seed=seed, exact=exact, constraints=constraints)
-    told: list[tuple[Trial, Result]] = []
     study = run_study(searcher, evaluator, budget=s.evaluations, **options)
-    told = list(study.history)
-    front = pareto_front([result for _, result in told], searcher.objectives)
-    table = losses([told[at][1] for at in front], searcher.objectives)
-    order = np.lexsort(table.T[::-1])
-    chosen = [told[front[int(at)]] for at in order]
-    return ParetoSet(tuple(trial for trial, _ in chosen), tuple(result for _, result in chosen), study)
+    front = searcher.front()
+    return ParetoSet(tuple(each for each, _ in front), tuple(values for _, values in front), study)
 
 
 @final

@@ -11,6 +11,7 @@ Modalities", arXiv 2205.10358.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -69,11 +70,16 @@ def ridge_model(features: np.ndarray, labels: np.ndarray, penalty: float) -> Mod
 
 def svr_model(features: np.ndarray, labels: np.ndarray, penalty: float) -> Model:
     """Return support vector regression with a Gaussian kernel of gamma 1 / D and a tube of width 0."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import SVR
 
     machine = SVR(kernel="rbf", C=penalty, gamma="auto", epsilon=0.0, max_iter=100_000)
     machine.random_state = 0  # no setting of SVR; without it, fitting moves numpy's global stream for nothing
-    return machine.fit(features, labels).predict
+    with warnings.catch_warnings():  # a setting that does not converge loses the cross-validation, which is enough
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        machine.fit(features, labels)
+    predict: Model = machine.predict
+    return predict
 
 
 class Tuned(Predictor):

@@ -283,6 +283,21 @@ class MeasureRefitSearch(Strategy):
                 worst[column] = -objective.reference if objective.direction == "maximize" else objective.reference
         return worst
 
+    def front(self) -> list[tuple[Architecture, dict[str, float]]]:
+        """Return what was measured and no other measurement dominates, with its measured objectives by name.
+
+        The best by the first objective comes first; of equal measurements all are returned.
+        """
+        places = [at for at, row in self._losses.items() if all(map(math.isfinite, row))]
+        table = np.array([self._losses[at] for at in places]).reshape(-1, len(self.objectives))
+        signs = [-1.0 if objective.direction == "maximize" else 1.0 for objective in self.objectives]
+        names = [objective.metric for objective in self.objectives]
+        best = np.flatnonzero(non_dominated(table))
+        return [
+            (self._known[places[row]], dict(zip(names, (signs * table[row]).tolist(), strict=True)))
+            for row in best[np.lexsort(table[best].T[::-1])].tolist()
+        ]
+
     # -------------------------------------------------------------------------------------------- learning, state
 
     def _learn(self, trial: Trial, result: Result) -> None:

@@ -33,6 +33,7 @@ from archsmith.methods.hw_aware_system import (
     strategy,
 )
 from archsmith.run.costs import CostModel
+from archsmith.run.study_store import JournalStore
 from archsmith.space import Budget, Objective, dominates
 from archsmith.space.pareto import losses
 
@@ -74,12 +75,33 @@ def test_a_search_returns_what_was_measured_and_nothing_dominates() -> None:
     found = search(SPACE, SurrogateEvaluator(black_box()), settings, objectives=objectives)
     assert found.study.evaluated == 60
     everything = losses([result for _, result in found.study.history], objectives)
-    front = losses(found.results, objectives)
+    front = np.array([(values["macs"], -values["valid_accuracy"]) for values in found.values])
     assert len({trial.architecture.network_digest for trial, _ in found.study.history}) == 60
     assert not any(dominates(other, one) for one in front for other in everything)
     assert (np.diff(front[:, 0]) > 0).all() and (np.diff(front[:, 1]) < 0).all()
-    truth = black_box().values([trial.architecture for trial in found.trials])
-    assert [dict(result.costs)["macs"] for result in found.results] == pytest.approx(truth[:, 0])
+    truth = black_box().values(found.architectures)
+    assert [values["macs"] for values in found.values] == pytest.approx(truth[:, 0])
+    assert [values["valid_accuracy"] for values in found.values] == pytest.approx(truth[:, 1])
+
+
+def test_a_search_that_was_killed_returns_the_same_set(tmp_path: Path) -> None:
+    settings = Settings(evaluations=30, population=10, inner_evaluations=100)
+    objectives = (Objective("macs", "minimize"), Objective("valid_accuracy"))
+    whole = search(SPACE, SurrogateEvaluator(black_box()), settings, objectives=objectives)
+
+    class Stop:
+        reason: str | None = None
+
+    stop = Stop()
+
+    def halt(trial, result) -> None:
+        stop.reason = "enough" if trial.id == 17 else None
+
+    for _ in range(2):
+        options = {"store": JournalStore(tmp_path / "study"), "stop": stop, "on_result": halt}
+        found = search(SPACE, SurrogateEvaluator(black_box()), settings, objectives=objectives, **options)
+        stop.reason = None
+    assert (found.architectures, found.values) == (whole.architectures, whole.values)
 
 
 def test_a_table_is_searched_like_any_space() -> None:
@@ -87,7 +109,8 @@ def test_a_table_is_searched_like_any_space() -> None:
     settings = Settings(evaluations=60, method="archsmith", inner_evaluations=300)
     objectives = (Objective("test_accuracy"), Objective("params", "minimize"))
     found = search(table.space, TableEvaluator(table), settings, objectives=objectives)
-    best = max(result.metrics["test_accuracy"] for result in found.results)
+    best = found.values[0]["test_accuracy"]
+    assert best == max(values["test_accuracy"] for values in found.values)
     assert best > np.quantile(table.values("test_accuracy"), 0.99)
 
 

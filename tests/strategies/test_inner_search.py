@@ -74,6 +74,15 @@ def test_genes_that_wake_up_are_inherited_or_random() -> None:
     assert set(kernels.tolist()) == {0, 1, 2}
 
 
+def test_predictors_see_the_masked_encoding() -> None:
+    breeding = GeneBreeding(SPACE)
+    population = breeding.sample(np.random.default_rng(0), 20)
+    seen = SPACE.encode_many(breeding.architectures(population), "one-hot")
+    np.testing.assert_array_equal(breeding.features(population), seen)
+    own = GeneBreeding(SPACE, lambda architecture: np.array([float(len(architecture))]))
+    assert own.features(population)[:, 0].tolist() == [len(a) for a in breeding.architectures(population)]
+
+
 def test_exactly_so_many_are_scored_and_each_once() -> None:
     asked: list[np.ndarray] = []
 
