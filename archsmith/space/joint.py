@@ -84,13 +84,12 @@ class JointSpace(ProductSpace):
         elements: dict[str, Element] = {}
         for site, exists in sites.items():
             elements[f"{site}/precision"] = _given(exists, Categorical(tuple(precisions), group="policy/precision"))
+            # A layer that does not exist has no precision, and a condition on what is not decided does not hold.
             quantised = When(f"{SIDE}/{site}/precision", "int8")
             for name in ("scheme", "granularity"):
                 if len(self.choices[name]) > 1 and "int8" in precisions:
                     dimension = Categorical(self.choices[name], group=f"policy/{name}")
-                    elements[f"{site}/{name}"] = _given(
-                        quantised if exists is None else AllOf((exists, quantised)), dimension
-                    )
+                    elements[f"{site}/{name}"] = Given(quantised, dimension)
         super().__init__(
             f"{main.name}+{SIDE}",
             {**main.root.elements, SIDE: Group(elements)},
