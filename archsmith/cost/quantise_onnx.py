@@ -71,6 +71,9 @@ def quantise_onnx(model: str | Path | bytes | Any, policy: Policy, ranges: Range
         if ranges is None:
             raise UserError("ranges", None, allowed="what activation_ranges found", hint="Int8 layers need them.")
         proto = _with_pairs(proto, narrow, chosen, ranges)
+        if left := {each.node for each in onnx_layers(proto)} & {each.node for each in narrow}:
+            names = [each.name for each in narrow if each.node in left]
+            raise UserError("policy", names[:4], allowed="layers that ONNX Runtime can quantise to int8")
     _halve(proto, [layer for layer in layers if chosen[layer.node].precision == "bf16"])
     content = bytes(proto.SerializeToString(deterministic=True))
     applied = {name: policy.get(name, FP32) for name in by_name}
@@ -120,7 +123,13 @@ def quantise_onnx_dynamically(
     )  # fmt: skip
     quantizer.quantize_model()
     quantizer.model.topological_sort()  # pairs are appended at the end
-    content = bytes(quantizer.model.model.SerializeToString(deterministic=True))
+    result = quantizer.model.model
+    content = bytes(result.SerializeToString(deterministic=True))
+    left = {each.node.removesuffix("_MatMul") for each in onnx_layers(result)}
+    if unable := [name for name, layer in found.items() if name in chosen and layer.node in left]:
+        if layers is not None:
+            raise UserError("layers", unable[:4], allowed="layers with a dynamic int8 kernel: Conv, MatMul, Gemm")
+        chosen -= set(unable)
     scheme: Scheme = "asymmetric" if convolutions else "symmetric"
     policy = {
         name: LayerPolicy("int8", "per-channel" if per_channel and layer.kind != "Conv" else "per-tensor", scheme)

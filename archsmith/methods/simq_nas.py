@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from archsmith.core.errors import UserError
-from archsmith.core.rng import seed_of
+from archsmith.core.rng import numpy_stream, seed_of
 from archsmith.evaluate.quantised import QuantisedEvaluator
 from archsmith.families.bignas_layers import layer_elements
 from archsmith.run.costs import CostModel
@@ -39,7 +39,8 @@ from archsmith.space import Architecture, Objective, Result, pareto_front, polic
 from archsmith.space.joint import JointSpace, sites_of
 from archsmith.space.quantisation import LayerPolicy
 from archsmith.strategies import Strategy
-from archsmith.strategies.linas import linas
+from archsmith.strategies.inner_search import Evolution
+from archsmith.strategies.linas import DRAWS, MeasureRefitSearch
 from archsmith.supernet.sampling import Sandwich
 from archsmith.tasks.base import Task
 from archsmith.train.calibration import calibrate_
@@ -96,6 +97,8 @@ class Settings(BaseModel):
         population: Of LINAS, trials between two fits and the inner search's population.
         inner_evaluations: Predictions of one inner search.
         evaluations: Candidates that are quantised and measured.
+        start: Policies of the first batch: "random" as published, or "uniform": half of its children get one policy for
+            all layers, each of the choices in turn.
         points: Largest number of networks that are delivered.
     """
 
@@ -119,6 +122,7 @@ class Settings(BaseModel):
     population: int = Field(50, ge=2)
     inner_evaluations: int = Field(10_000, ge=2)
     evaluations: int = Field(500, ge=2)
+    start: Literal["random", "uniform"] = "random"
     points: int = Field(4, ge=1)
 
 
@@ -132,6 +136,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "population": 20,
         "inner_evaluations": 1_000,
         "evaluations": 100,
+        "start": "uniform",
     },
 }
 
@@ -152,6 +157,46 @@ def exact_size(family: Any, space: JointSpace, architecture: Architecture) -> in
     child = space.main_part(architecture)
     params = family.exact_costs(child)["params"]
     return policy_bytes(layer_elements(family, child), params, space.policy(architecture))
+
+
+@final
+class JointSearch(MeasureRefitSearch):
+    """LINAS over a joint space, as published but for its first batch where ``start`` is "uniform".
+
+    Independent genes never meet a network that is int8 throughout, which is often the best of its size: the search has
+    to find it layer by layer. So half of the first batch are such networks.
+
+    Args:
+        space: The joint space.
+        start: "random" or "uniform".
+        settings: Of ``MeasureRefitSearch``.
+    """
+
+    def __init__(self, space: JointSpace, *, start: str = "random", **settings: Any) -> None:
+        super().__init__(space, **settings)
+        self.joint, self.start = space, start
+
+    def _next_batch(self) -> list[Architecture]:
+        first = not self._known
+        if not first or self.start == "random":
+            return super()._next_batch()
+        rng = numpy_stream(self.seed, "uniform policies")
+        choices = self.joint.choices
+        policies = [
+            LayerPolicy(precision, scheme=scheme)
+            for precision in choices["precision"]
+            for scheme in (choices["scheme"] if precision == "int8" else choices["scheme"][:1])
+        ]
+        wanted = self.initial // 2
+        found: dict[str, Architecture] = {}
+        for number in range(DRAWS * wanted):
+            if len(found) == wanted:
+                break
+            child = self.joint.main_part(self.breeding.architectures(self.breeding.sample(rng, 1))[0])
+            made = self.joint.with_policy(child, policies[number % len(policies)])
+            found.setdefault(made.network_digest, made)
+        self._digests.update(found)
+        return [*found.values(), *super()._next_batch()[: self.initial - len(found)]]
 
 
 @final
@@ -259,10 +304,12 @@ class Searcher(SupernetSearcher):
     def make_strategy(self) -> Strategy:
         """Return LINAS over the joint space; sizes are computed."""
         s = self.settings
-        return linas(
+        return JointSearch(
             self.joint,
-            population=s.population,
-            evaluations=s.inner_evaluations,
+            start=s.start,
+            batch=s.population,
+            inner=Evolution(population=s.population, evaluations=s.inner_evaluations),
+            select="rank",
             objectives=self.objectives,
             exact={"size": self.sizes},
             seed=seed_of(self.seed, "search"),

@@ -51,6 +51,12 @@ class JointSpace(ProductSpace):
     The policy of layer ``x`` has the decisions ``policy/x/precision``, and, where that is int8 and there is a choice,
     ``policy/x/scheme`` and ``policy/x/granularity``.
 
+    Attributes:
+        architectures: The main space.
+        sites: The sites.
+        choices: What "precision", "scheme" and "granularity" may be.
+        defaults: The first of each.
+
     Raises:
         UserError: No site, a layer name with a "/", a taken path, or an unknown word.
     """
@@ -74,17 +80,16 @@ class JointSpace(ProductSpace):
                 raise UserError(f"{name} choices", given, allowed=f"distinct words of {list(get_args(words))}")
         self.architectures, self.sites = main, dict(sites)
         self.defaults = {name: given[0] for name, given in choices.items()}
-        self._choices = {name: tuple(given) for name, given in choices.items()}
+        self.choices: dict[str, tuple[Any, ...]] = {name: tuple(given) for name, given in choices.items()}
         elements: dict[str, Element] = {}
         for site, exists in sites.items():
             elements[f"{site}/precision"] = _given(exists, Categorical(tuple(precisions), group="policy/precision"))
+            # A layer that does not exist has no precision, and a condition on what is not decided does not hold.
             quantised = When(f"{SIDE}/{site}/precision", "int8")
             for name in ("scheme", "granularity"):
-                if len(self._choices[name]) > 1 and "int8" in precisions:
-                    dimension = Categorical(self._choices[name], group=f"policy/{name}")
-                    elements[f"{site}/{name}"] = _given(
-                        quantised if exists is None else AllOf((exists, quantised)), dimension
-                    )
+                if len(self.choices[name]) > 1 and "int8" in precisions:
+                    dimension = Categorical(self.choices[name], group=f"policy/{name}")
+                    elements[f"{site}/{name}"] = Given(quantised, dimension)
         super().__init__(
             f"{main.name}+{SIDE}",
             {**main.root.elements, SIDE: Group(elements)},

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from archsmith.cost import (
+    InterpolatedRow,
     activation_ranges,
     export_onnx,
     fit_whole_networks,
@@ -34,7 +35,9 @@ from archsmith.cost import (
     onnx_layers,
     quantise_onnx,
 )
+from archsmith.cost.measured_table import Parts
 from archsmith.families.mobile_chain import ChainFamily, chain_family
+from archsmith.layers.mobile_chain import inverted_residual
 from archsmith.predictors.latency import LatencyPredictor, next_networks
 from archsmith.space import Architecture, LayerPolicy
 
@@ -139,14 +142,33 @@ def study(precision: str, networks: int, out: dict[str, Any], *, median: bool) -
     print(f"measured on: {json.dumps(where)}")
 
 
+def widths() -> None:
+    """Measure one kind of block at many widths and print what is lost by reading inner widths from their neighbours."""
+    sizes = range(8, 137, 8)
+    blocks: Parts = {
+        str(size): (inverted_residual(size, size, 1, 3, 3, "relu6", 1e-3, 0.1), (1, size, 16, 16)) for size in sizes
+    }
+    table = measure_table(blocks, backend="onnxruntime", rounds=45)
+    row = InterpolatedRow({size: table.row(str(size)) for size in sizes})
+    shown = ", ".join(f"{size} {row.at(size).mean:.4f}" for size in sizes)
+    errors = ", ".join(f"{size} {error:.0%}" for size, error in zip(list(sizes)[1:-1], row.errors, strict=True))
+    print(f"block of kernel 3, expansion 3 at 16x16, ms by width: {shown}")
+    print(f"read from both neighbours (16 apart): median error {row.median_error:.1%}, largest {max(row.errors):.1%}")
+    print(f"by width: {errors}")
+
+
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", nargs="+", default=["fp32", "int8"], choices=["fp32", "int8"])
     parser.add_argument("--networks", type=int, default=150)
     parser.add_argument("--median", action="store_true")
+    parser.add_argument("--widths", action="store_true", help="Only the interpolation between widths.")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.widths:
+        widths()
+        return
     out: dict[str, Any] = {}
     for precision in arguments.precision:
         study(precision, arguments.networks, out, median=arguments.median)

@@ -21,6 +21,7 @@ from archsmith.space import (
     Group,
     Has,
     Invalid,
+    JointSpace,
     Linear,
     Not,
     Ordinal,
@@ -147,6 +148,18 @@ class TestReals(SpaceContract):
     @pytest.fixture
     def space(self) -> Space:
         return recipe()
+
+
+class TestJoint(SpaceContract):
+    """A policy beside a space, for layers of which one hangs on the depth."""
+
+    uniform = True
+
+    @pytest.fixture
+    def space(self) -> Space:
+        main = ProductSpace("net", {"depth": Ordinal([1, 2]), "width": Given(When("depth", 2), Ordinal([8, 16]))})
+        sites = {"first": None, "second": When("depth", 2)}
+        return JointSpace(main, sites, schemes=("symmetric", "asymmetric"))
 
 
 class TestSideSpace(SpaceContract):

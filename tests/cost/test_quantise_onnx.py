@@ -147,6 +147,22 @@ def test_dynamic_quantisation_needs_no_calibration(network, file, images, per_ch
     assert last.policy["5"].granularity == ("per-channel" if per_channel else "per-tensor")
 
 
+def test_layers_without_an_int8_kernel_are_not_said_to_be_quantised():
+    network = nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.ReLU(), nn.Conv2d(4, 5, 1))
+    images = torch.randn(2, 3, 4, 4)
+    file = export_onnx(network, images)
+    found = quantise_onnx_dynamically(file)
+    assert [each.precision for each in found.policy.values()] == ["fp32", "int8"]
+    assert onnx_precision(found.content) == "fp32 1/2 + int8 1/2 weights, activations dynamic"
+    with pytest.raises(UserError, match=r"layers: got \['0'\]; allowed: layers with a dynamic int8 kernel"):
+        quantise_onnx_dynamically(file, ["0"])
+    policy = dict.fromkeys(("0", "2"), LayerPolicy("int8", scheme="asymmetric"))
+    static = quantise_onnx(file, policy, activation_ranges(file, [images]))
+    exact = network(images).detach().numpy()
+    assert onnx_precision(static.content) == "int8 2/2 weights"
+    assert np.abs(outputs(static.content, images) - exact).max() < 0.05 * np.abs(exact).max()
+
+
 def test_a_latency_says_what_the_file_holds(file, ranges):
     content = quantise_onnx(file, {"5": LayerPolicy("int8")}, ranges).content
     latency = measure_latency(content, torch.zeros(1, 3, 16, 16), backend="onnxruntime", block_ms=0.1)

@@ -228,3 +228,15 @@ def test_a_supernet_that_still_learns_is_measured_anew():
     assert search.evaluate(made).metrics["valid_loss"] == before
     to_the_end_of_training(search)
     assert search.evaluate(made).metrics["valid_loss"] != before
+
+
+def test_a_uniform_start_gives_half_of_the_first_batch_one_policy_throughout():
+    search = searcher(start="uniform", population=8)
+    trials = search.strategy.ask(8)
+    assert len({trial.architecture.network_digest for trial in trials}) == len(trials) == 8
+    uniform = [len(set(search.joint.policy(trial.architecture).values())) == 1 for trial in trials]
+    assert uniform == [True] * 4 + [False] * 4
+    precisions = {next(iter(search.joint.policy(trial.architecture).values())) for trial in trials[:4]}
+    assert precisions == {INT8, LayerPolicy("int8", scheme="asymmetric"), FP32}
+    published = searcher(population=8).strategy.ask(8)
+    assert not all(len(set(search.joint.policy(trial.architecture).values())) == 1 for trial in published[:4])

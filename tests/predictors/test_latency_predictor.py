@@ -40,6 +40,20 @@ def test_unseen_networks_are_predicted_about_as_well_as_measurements_repeat(mode
         assert predictor.chosen == min(predictor.errors, key=predictor.errors.get) and len(predictor.errors) == 3
 
 
+def test_what_multiplies_is_learned_as_a_logarithm():
+    space = ProductSpace("scaled", {f"width/{i}": Ordinal([1, 2, 4, 8]) for i in range(4)})
+    seen = next_networks(space, 60, np.random.default_rng(0))
+
+    def product(architecture):
+        return 0.01 * float(np.prod([float(value) for value in architecture.values()]))
+
+    predictor = LatencyPredictor(space, model="ridge")
+    predictor.fit(seen, [product(each) for each in seen])
+    assert predictor.logarithmic and predictor.errors["ridge"] < 0.01
+    rest = [each for each in space.enumerate() if each not in seen]
+    assert predictor.predict(rest).mean == pytest.approx([product(each) for each in rest], rel=0.05)
+
+
 def test_it_is_saved_with_its_protocol_and_predicts_the_same_again(tmp_path):
     seen, times = measured(20, 1)
     predictor = LatencyPredictor(SPACE, provenance={"cpu": "one", "threads": 1}, seed=3)
