@@ -21,6 +21,7 @@ from archsmith.layers.bignas import DropConnect
 from archsmith.methods import load_method
 from archsmith.methods.bignas import Searcher, Settings, preset_settings
 from archsmith.run.costs import CostModel
+from archsmith.run.prepare import default_family
 from archsmith.run.supernet_search import Evaluated
 from archsmith.space import Budget
 from archsmith.train.compute import Compute
@@ -292,7 +293,7 @@ def test_the_published_optimiser_learns_too():
 
 def test_what_cannot_be_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"family: got 'mobile'; allowed: 'bignas' for the method bignas"):
-        api.search("digits", method="bignas", out=tmp_path / "run")
+        api.search("digits", method="bignas", family="mobile", out=tmp_path / "run")
     with pytest.raises(UserError, match="allowed: one process, whole batches and no compilation"):
         searcher(compute=Compute(micro_batches=2))
     with pytest.raises(UserError, match=r"family: got 'str'; allowed: 'bignas', say"):
@@ -300,6 +301,10 @@ def test_what_cannot_be_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="batch_size: got 64; allowed: 1 to"):
         searcher(batch_size=64)
     assert not (tmp_path / "run").exists()
+
+
+def test_its_own_family_is_the_default():
+    assert [default_family(load_method(name)[1]) for name in ("bignas", "atomnas")] == ["bignas", "mobile"]
 
 
 def words(run):
