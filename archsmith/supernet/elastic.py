@@ -134,7 +134,6 @@ class Elastic(nn.Module):
             )
         self.dims = tuple(offered)
         self.space = self._space(name)
-        self._options = {dim.name: frozenset(dim.choices) for dim in self.dims}
         self.elastic_transforms = nn.ModuleDict()
         self._kernels: dict[str, KernelTransform] = {}
         for number, dim in enumerate(dim for dim in self.dims if dim.kind == "kernel"):
@@ -434,7 +433,7 @@ class Elastic(nn.Module):
             given = architecture.get(dim.name)
             if given is not None:
                 seen += 1
-                if given not in self._options[dim.name] or isinstance(given, bool | float):
+                if given not in dim.choices or isinstance(given, bool | float):
                     raise UserError(dim.name, given, allowed=f"one of {list(dim.choices)}")
             if not _is_active(dim, values):
                 values[dim.name] = dim.whole
