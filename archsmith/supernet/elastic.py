@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from archsmith.atoms.finding import FoundAtoms, find
 from archsmith.atoms.fingerprint import fingerprint, named_tensors, unwrap
 from archsmith.atoms.plan import CutRefused, plan_cut
+from archsmith.atoms.records import ATTRIBUTE
 from archsmith.atoms.trace import Forward, call_arguments
 from archsmith.atoms.transaction import apply_
 from archsmith.atoms.unit_scores import Scores, scale_places, scale_scores, weight_scores
@@ -236,6 +237,8 @@ class Elastic(nn.Module):
                 convolution = cast(nn.modules.conv._ConvNd, twin.get_submodule(dim.module))
                 shrink_kernel_(convolution, values[dim.name], self._kernels[dim.name])
         keeping = self._keeping(self.dims, values)
+        if fingerprint(twin) != self.atoms.fingerprint or keeping:
+            twin.__dict__.pop(ATTRIBUTE, None)  # a record of earlier cuts is one of other blocks and kernels
         cut = plan_cut(self.atoms.groups, self._removed(values), self.model, self._attributes(values))
         if keeping:
             renamed = _Renaming(self.model, keeping)

@@ -413,6 +413,21 @@ def test_costs_of_many_come_from_few_counts(name: str) -> None:
     assert len({each["macs"] for each in found}) > 20
 
 
+def test_a_network_that_was_cut_before_is_elastic_again() -> None:
+    elastic, inputs, _ = build("resnet")
+    widths = {dim.name: dim.choices[0] for dim in elastic.dims if dim.kind == "width"}
+    cut = elastic.extract({**elastic.largest(), **widths})
+    before = archsmith.atoms.record(cut)
+    again = Elastic(cut, inputs)
+    shallow = {**again.largest(), "layer1.depth": 2}
+    for architecture in (again.smallest(), shallow):
+        again.activate(architecture)
+        alone = again.extract(architecture)
+        assert gap(outputs(alone, inputs), outputs(again, inputs)) < 1e-5
+        archsmith.atoms.record(alone)
+    assert archsmith.atoms.record(cut).original == before.original
+
+
 def test_operations_outside_all_modules_are_counted() -> None:
     torch.manual_seed(0)
     net, x, table = Mlp(), torch.randn(5, 6), torch.randn(3, 7)
