@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from archsmith.atoms.finding import FoundAtoms, find
 from archsmith.atoms.fingerprint import fingerprint, named_tensors, unwrap
 from archsmith.atoms.plan import CutRefused, plan_cut
+from archsmith.atoms.records import ATTRIBUTE
 from archsmith.atoms.trace import Forward, call_arguments
 from archsmith.atoms.transaction import apply_
 from archsmith.atoms.unit_scores import Scores, scale_places, scale_scores, weight_scores
@@ -134,7 +135,6 @@ class Elastic(nn.Module):
             )
         self.dims = tuple(offered)
         self.space = self._space(name)
-        self._options = {dim.name: frozenset(dim.choices) for dim in self.dims}
         self.elastic_transforms = nn.ModuleDict()
         self._kernels: dict[str, KernelTransform] = {}
         for number, dim in enumerate(dim for dim in self.dims if dim.kind == "kernel"):
@@ -237,6 +237,8 @@ class Elastic(nn.Module):
                 convolution = cast(nn.modules.conv._ConvNd, twin.get_submodule(dim.module))
                 shrink_kernel_(convolution, values[dim.name], self._kernels[dim.name])
         keeping = self._keeping(self.dims, values)
+        if fingerprint(twin) != self.atoms.fingerprint or keeping:
+            twin.__dict__.pop(ATTRIBUTE, None)  # a record of earlier cuts is one of other blocks and kernels
         cut = plan_cut(self.atoms.groups, self._removed(values), self.model, self._attributes(values))
         if keeping:
             renamed = _Renaming(self.model, keeping)
@@ -434,7 +436,7 @@ class Elastic(nn.Module):
             given = architecture.get(dim.name)
             if given is not None:
                 seen += 1
-                if given not in self._options[dim.name] or isinstance(given, bool | float):
+                if given not in dim.choices or isinstance(given, bool | float):
                     raise UserError(dim.name, given, allowed=f"one of {list(dim.choices)}")
             if not _is_active(dim, values):
                 values[dim.name] = dim.whole
