@@ -277,6 +277,7 @@ def nsga2(seed: int) -> Nsga2:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)
 def test_the_published_comparison() -> None:
     """Means of ten seeds within 3 % of the published ones and in their order; n evaluations beat 2n of NSGA-II."""
     expected = GOLDEN["surrogate"]["expected"]["mean_hypervolume_10_seeds"]
