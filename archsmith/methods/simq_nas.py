@@ -98,7 +98,7 @@ class Settings(BaseModel):
         inner_evaluations: Predictions of one inner search.
         evaluations: Candidates that are quantised and measured.
         start: Policies of the first batch: "random" as published, or "uniform": half of its children get one policy for
-            all layers, each of the choices in turn.
+            all layers, each of the choices in turn (no better in what we measured).
         points: Largest number of networks that are delivered.
     """
 
@@ -136,7 +136,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "population": 20,
         "inner_evaluations": 1_000,
         "evaluations": 100,
-        "start": "uniform",
     },
 }
 
@@ -163,8 +162,7 @@ def exact_size(family: Any, space: JointSpace, architecture: Architecture) -> in
 class JointSearch(MeasureRefitSearch):
     """LINAS over a joint space, as published but for its first batch where ``start`` is "uniform".
 
-    Independent genes never meet a network that is int8 throughout, which is often the best of its size: the search has
-    to find it layer by layer. So half of the first batch are such networks.
+    Independent genes never meet a network that is int8 throughout; there, half of the first batch are such networks.
 
     Args:
         space: The joint space.
