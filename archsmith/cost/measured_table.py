@@ -10,7 +10,6 @@ adds time: on a busy one the medians of equal blocks differ threefold, while the
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping
 
 import torch
@@ -38,7 +37,7 @@ def measure_table(
     rounds: int = 20,
     warmup: int = 5,
     block_ms: float = 3.0,
-    clock: Clock = time.perf_counter,
+    clock: Clock | None = None,
 ) -> LookupTable:
     """Measure blocks one by one, in evaluation mode and without gradients.
 
@@ -51,7 +50,7 @@ def measure_table(
         rounds: Rounds behind every row, at least 10.
         warmup: Calls of every block before anything is timed.
         block_ms: Shortest block of calls, in milliseconds.
-        clock: Monotonic clock in seconds; for tests.
+        clock: Monotonic clock in seconds, for tests; see ``measure_many``.
 
     Returns:
         Rows in milliseconds, and the overhead of a call. The table's ``device`` says where and how it was measured.

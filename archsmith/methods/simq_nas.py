@@ -10,7 +10,7 @@ the quantised file. LINAS does the search (measure a batch, refit predictors, se
 which layers that a child does not have are masked; the size is computed, not predicted.
 
 What differs: the paper searches released supernets (ImageNet, SST-2); here one is trained first by BigNAS's step, or
-given with ``networks=`` to ``QuantisedEvaluator``. Quantised files are run by ONNX Runtime (published: torch's static
+brought along with ``QuantisedEvaluator(network=...)``. Quantised files are run by ONNX Runtime (published: torch's static
 quantisation and Intel's Neural Compressor). The paper's text beyond its abstract could not be read: what is built
 follows the abstract and the behaviour of the released code. There, a one-hot vocabulary comes of the training rows;
 here of the space.
@@ -98,7 +98,7 @@ class Settings(BaseModel):
         inner_evaluations: Predictions of one inner search.
         evaluations: Candidates that are quantised and measured.
         start: Policies of the first batch: "random" as published, or "uniform": half of its children get one policy for
-            all layers, each of the choices in turn.
+            all layers, each of the choices in turn (no better in what we measured).
         points: Largest number of networks that are delivered.
     """
 
@@ -136,7 +136,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "population": 20,
         "inner_evaluations": 1_000,
         "evaluations": 100,
-        "start": "uniform",
     },
 }
 
@@ -163,8 +162,7 @@ def exact_size(family: Any, space: JointSpace, architecture: Architecture) -> in
 class JointSearch(MeasureRefitSearch):
     """LINAS over a joint space, as published but for its first batch where ``start`` is "uniform".
 
-    Independent genes never meet a network that is int8 throughout, which is often the best of its size: the search has
-    to find it layer by layer. So half of the first batch are such networks.
+    Independent genes never meet a network that is int8 throughout; there, half of the first batch are such networks.
 
     Args:
         space: The joint space.

@@ -33,7 +33,6 @@ def test_the_error_is_of_networks_that_the_fit_did_not_see():
     _, report = fit_whole_networks(TABLE, drawn, measured)
     # Fitted with it, the line would go through so large a network; without it, it is foretold at twice its cost.
     assert report.largest_error == pytest.approx(1.0, abs=0.02)
-    assert report.median_error < 0.1
 
 
 def test_costs_that_follow_no_sum_are_not_trusted():
