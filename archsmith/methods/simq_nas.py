@@ -10,10 +10,9 @@ the quantised file. LINAS does the search (measure a batch, refit predictors, se
 which layers that a child does not have are masked; the size is computed, not predicted.
 
 What differs: the paper searches released supernets (ImageNet, SST-2); here one is trained first by BigNAS's step, or
-given with ``QuantisedEvaluator(network=...)``. Quantised files are run by ONNX Runtime (published: torch's static
-quantisation and Intel's Neural Compressor). The paper's text beyond its abstract could not be read: what is built
-follows the abstract and the behaviour of the released code. There, a one-hot vocabulary comes of the training rows;
-here of the space.
+brought along with ``QuantisedEvaluator(network=...)``. Quantised files are run by ONNX Runtime (published: torch's
+static quantisation). The paper's text beyond its abstract could not be read: what is built follows the abstract and the
+behaviour of the released code. There, a one-hot vocabulary comes of the training rows; here of the space.
 """
 
 from __future__ import annotations
