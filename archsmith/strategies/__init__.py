@@ -18,6 +18,7 @@ from archsmith.space import Space
 from archsmith.strategies.base import DEFAULT_OBJECTIVE, Proposal, Strategy
 from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
+from archsmith.strategies.coarse_to_fine import CoarseToFine, coarse_grid
 from archsmith.strategies.controller import Controller
 from archsmith.strategies.distribution import Distribution, UniformDecisions
 from archsmith.strategies.eas import Eas, GrowthStage
@@ -39,6 +40,7 @@ __all__ = [
     "DEFAULT_OBJECTIVE",
     "PPO",
     "Bohb",
+    "CoarseToFine",
     "Controller",
     "Distribution",
     "Eas",
@@ -63,6 +65,7 @@ __all__ = [
     "TablePolicy",
     "TpeSearch",
     "UniformDecisions",
+    "coarse_grid",
     "geometric_fidelities",
     "open_strategy",
     "strategy_class",

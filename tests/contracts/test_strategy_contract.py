@@ -18,6 +18,7 @@ from archsmith.space.growing import GrowingSpace
 from archsmith.strategies import DEFAULT_OBJECTIVE, Strategy, strategy_table
 from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
+from archsmith.strategies.coarse_to_fine import CoarseToFine
 from archsmith.strategies.eas import Eas
 from archsmith.strategies.evolution import RegularizedEvolution
 from archsmith.strategies.grid import GridSearch
@@ -152,6 +153,11 @@ class TestBohb(StrategyContract):
         return Bohb(space, seed=seed, fidelities=(1.0, 3.0, 9.0), random_fraction=0.1, samples=8)
 
 
+class TestCoarseToFine(StrategyContract):
+    def make(self, space: Space, seed: int) -> Strategy:
+        return CoarseToFine(space, seed=seed, limits=[Budget.parse("params<=9"), Budget.parse("params<=1M")])
+
+
 class TestNsga2(StrategyContract):
     def make(self, space: Space, seed: int) -> Strategy:
         objectives = [DEFAULT_OBJECTIVE, Objective("params", "minimize")]
@@ -234,6 +240,7 @@ class TestEas(StrategyContract):
 
 CASES: dict[str, type[StrategyContract]] = {
     "bohb": TestBohb,
+    "coarse-to-fine": TestCoarseToFine,
     "eas": TestEas,
     "gp": TestGaussianProcess,
     "grid": TestGrid,
