@@ -8,6 +8,7 @@ import pytest
 from mobile_samples import small_family
 
 from archsmith.families import family_table
+from archsmith.families.bignas import bignas_family
 from archsmith.families.cells import open_family
 from archsmith.families.darts import darts_family
 from archsmith.families.darts import open_family as open_darts_family
@@ -20,6 +21,7 @@ from archsmith.families.plain import open_family as open_plain_family
 from archsmith.testing.families import FamilyContract, measured_costs
 
 ATTACHED = {
+    "bignas",
     "darts",
     "deeparchitect",
     "densenet",
@@ -62,6 +64,13 @@ class TestChainFamily(FamilyContract):
     def family(self):
         small = {"widths": (8, 12), "cells": (2, 2), "strides": (1, 2), "last_channels": 24}
         return chain_family("tiny", image=(3, 8, 12), num_classes=5, dropout=0.1, **small)
+
+
+class TestBigNasFamily(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        # Odd sides, so that pooled shortcuts meet incomplete windows.
+        return bignas_family("tiny", image=(3, 9, 12), num_classes=5)
 
 
 class TestNasBench201Family(FamilyContract):
