@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, cast
 
@@ -45,11 +45,16 @@ class Delivered:
         network: Trained, in evaluation mode, within the budget; a copy that training does not touch.
         architecture: Its point of the space.
         figures: Further numbers by name, for the diagnosis (``archsmith.run.diagnose`` says which it knows).
+        label: Name of the outcome and of its folder.
+        others: Further networks of the same run, each with a label of its own (the other points of a Pareto set, say);
+            their ``others`` are not looked at. The first network is the one that reports speak of.
     """
 
     network: nn.Module
     architecture: Architecture
     figures: Mapping[str, float] = field(default_factory=dict)
+    label: str = "final"
+    others: Sequence[Delivered] = ()
 
 
 class Monitor(Protocol):
@@ -245,28 +250,14 @@ def _load(searcher: Searcher, task: Task, loaded: Checkpoint) -> None:
 
 
 def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seconds: float) -> dict[str, Any]:
-    """Evaluate, count, measure, export and check a delivered network; return the result record.
+    """Evaluate, count, measure, export and check what is delivered; return the result record.
 
-    The accuracies are those of the very network that is exported: float32, default memory format.
+    The accuracies are those of the very networks that are exported: float32, default memory format.
     """
-    network = copy.deepcopy(delivered.network).eval()
-    use_memory_format_(network, torch.contiguous_format)
-    metrics, split = evaluated(run, network, task)
-    exact = exact_costs(network, task.input_shape)
-    latency = measure_latency(network, torch.zeros(1, *task.input_shape))
-    label = "final"
-    files = export_network(
-        network,
-        run.path / "networks" / label,
-        family=run.config["family"]["name"],
-        input_shape=task.input_shape,
-        normalisation=task.normalisation,
-        class_names=task.class_names,
-        examples=task.examples(min(CHECK_IMAGES, task.size(split)), split),
-        space=costs.family.space.without_canonical_form().to_json(),
-        decisions=dict(delivered.architecture),
-        digest=delivered.architecture.digest,
-    )
+    every = [delivered, *delivered.others]
+    labels = [each.label for each in every]
+    assert len(set(labels)) == len(labels), f"outcomes need labels of their own, got {labels}"
+    outcomes = [_finished(run, each, task, costs) for each in every]
     notes = []
     if missing := missing_onnx_packages():
         notes.append(f"ONNX was not written: {', '.join(missing)} not installed (pip install 'archsmith[onnx]').")
@@ -285,23 +276,44 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
         "figures": dict(delivered.figures),
         "seconds": round(seconds, 1),
         "notes": notes,
-        "outcomes": [
-            {
-                "label": label,
-                "folder": f"networks/{label}",
-                "files": files,
-                "metrics": metrics,
-                "costs": {
-                    "macs": exact["macs"],
-                    "params": exact["params"],
-                    "memory_bytes": exact["memory"],
-                    "latency": latency.to_dict(),
-                },
-            }
-        ],
+        "outcomes": outcomes,
     }
     found = diagnose(run.history(), result, run.config, run=str(run.path))
     return {**result, "diagnosis": [asdict(finding) for finding in found]}
+
+
+def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> dict[str, Any]:
+    """Return the record of one network after writing and checking its files."""
+    network = copy.deepcopy(delivered.network).eval()
+    use_memory_format_(network, torch.contiguous_format)
+    metrics, split = evaluated(run, network, task)
+    exact = exact_costs(network, task.input_shape)
+    latency = measure_latency(network, torch.zeros(1, *task.input_shape))
+    folder = f"networks/{delivered.label}"
+    files = export_network(
+        network,
+        run.path / folder,
+        family=run.config["family"]["name"],
+        input_shape=task.input_shape,
+        normalisation=task.normalisation,
+        class_names=task.class_names,
+        examples=task.examples(min(CHECK_IMAGES, task.size(split)), split),
+        space=costs.family.space.without_canonical_form().to_json(),
+        decisions=dict(delivered.architecture),
+        digest=delivered.architecture.digest,
+    )
+    return {
+        "label": delivered.label,
+        "folder": folder,
+        "files": files,
+        "metrics": metrics,
+        "costs": {
+            "macs": exact["macs"],
+            "params": exact["params"],
+            "memory_bytes": exact["memory"],
+            "latency": latency.to_dict(),
+        },
+    }
 
 
 def evaluated(run: Run, network: nn.Module, task: Task) -> tuple[dict[str, float], str]:
