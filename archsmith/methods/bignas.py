@@ -1,0 +1,280 @@
+"""BigNAS: one big network is trained once, and its slices are deployed as they are.
+
+Yu, Jin, Liu, Bender, Kindermans, Tan, Huang, Song, Pang, Le, "BigNAS: Scaling Up Neural Architecture Search with Big
+Single-Stage Models", ECCV 2020, arXiv 2003.11142.
+
+All children share the weights of the largest: a child is the first channels, the first blocks and the centres of the
+kernels. They are good without retraining because of how the one training goes. Every step trains the largest child by
+the labels, then some random children and the smallest by the largest one's predictions on the same images at their own
+resolutions, and takes one optimiser step on the summed gradients (sandwich rule, in-place distillation). Every block
+starts as its shortcut. The learning rate decays exponentially and ends constant. Only the largest child is regularised:
+weight decay, dropout and drop-connect are on in its pass alone. A child's batch statistics are taken anew before it is
+evaluated. Children are then selected from coarse to fine: a grid of tied choices, and small mutations of its best
+within each of several budgets.
+
+What differs: the paper's text could not be read beyond its abstract; space and hyper-parameters are those that public
+reimplementations restate (AttentiveNAS, arXiv 2011.09011, for clipping and the number of children). Shorter trainings
+keep the published proportions of warm-up, decay and constant tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from archsmith.core.rng import numpy_stream, seed_of
+from archsmith.run.costs import CostModel
+from archsmith.run.supernet_search import SupernetSearcher
+from archsmith.space import Architecture, Budget, Limit
+from archsmith.strategies.coarse_to_fine import CoarseToFine
+from archsmith.tasks.base import Batch, Task
+from archsmith.train.compute import Compute
+from archsmith.train.distill import soft_cross_entropy
+from archsmith.train.optim import RMSprop, decay_groups
+from archsmith.train.schedules import staircase_to_floor
+
+SYSTEM = {
+    "slug": "bignas",
+    "title": "BigNAS: Scaling Up Neural Architecture Search with Big Single-Stage Models",
+    "year": 2020,
+    "arxiv": "2003.11142",
+    "kind": "search",
+    "aliases": ["single-stage"],
+}
+
+WORKS_ON = ("bignas",)
+"""Families with a sliced supernet."""
+
+TASK_OPTIONS = {"label_smoothing": 0.1}
+"""For the largest child; the others see its predictions only."""
+
+PUBLISHED_EPOCHS = 360
+"""Of the schedule whose proportions shorter trainings keep."""
+
+
+class Settings(BaseModel):
+    """Hyper-parameters; the defaults are those of the published ImageNet training.
+
+    Attributes:
+        epochs: Epochs of the one training.
+        batch_size: Images for one step.
+        optimizer: "rmsprop" or "sgd" (Nesterov).
+        lr: Largest learning rate.
+        momentum: Of either optimiser.
+        decay: Factor of each stair of the learning rate.
+        decay_epochs: Width of a stair; 2.4 in 360 epochs, and in proportion in others, if None.
+        warmup_epochs: Length of the linear rise; 5 in 360 epochs, and in proportion in others, if None.
+        floor: Part of the largest rate at which it stays constant.
+        weight_decay: L2 on convolutions and the classifier, in the largest child's pass.
+        children: Children for each step: the largest, random ones, and the smallest.
+        clip_value: Largest absolute entry of the gradient, 0 for none.
+        clip_norm: Largest norm of the gradient, 0 for none.
+        calibration_batches: Training batches for a child's statistics.
+        points: Budgets of the selection, evenly spaced in the logarithm of the MACs; the last is the run's budget.
+        levels: Values of each kind of choice in the coarse grid.
+        mutations: Evaluations of the fine phase.
+        mutation_probability: With which a mutation changes each decision.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(PUBLISHED_EPOCHS, ge=1)
+    batch_size: int = Field(4096, ge=2)
+    optimizer: Literal["rmsprop", "sgd"] = "rmsprop"
+    lr: float = Field(0.256, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    decay: float = Field(0.97, gt=0, le=1)
+    decay_epochs: float | None = Field(None, gt=0)
+    warmup_epochs: float | None = Field(None, ge=0)
+    floor: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(1e-5, ge=0)
+    children: int = Field(4, ge=2)
+    clip_value: float = Field(1.0, ge=0)
+    clip_norm: float = Field(0.0, ge=0)
+    calibration_batches: int = Field(64, ge=1)
+    points: int = Field(4, ge=1)
+    levels: dict[str, int] = Field(default={"resolution": 4, "width": 3, "depth": 3, "kernel": 2, "expansion": 2})
+    mutations: int = Field(500, ge=0)
+    mutation_probability: float = Field(0.1, gt=0, le=1)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "small": {
+        "epochs": 30,
+        "batch_size": 64,
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "calibration_batches": 8,
+        "levels": {"resolution": 3, "width": 2, "depth": 2, "kernel": 2, "expansion": 2},
+        "mutations": 60,
+    },
+}
+
+
+def preset_settings(image: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the recipe for an image size: "small" below 96 pixels, which one CPU can do, else the paper's."""
+    return dict(PRESETS["small" if min(image[1:]) < 96 else "paper"])
+
+
+@final
+class Searcher(SupernetSearcher):
+    """One BigNAS run: one training, selection from coarse to fine, children taken out as they are.
+
+    Args:
+        family: "bignas".
+        task: What is learned.
+        settings: Hyper-parameters.
+        costs: Costs and budget of the run.
+        seed: Seed of the run.
+        memory_format: "channels_last" or "contiguous".
+        compute: Device and precision.
+    """
+
+    def __init__(
+        self,
+        *,
+        family: Any,
+        task: Task,
+        settings: Settings,
+        costs: CostModel | None = None,
+        seed: int,
+        memory_format: str = "contiguous",
+        compute: Compute | None = None,
+    ) -> None:
+        self.settings = settings
+        super().__init__(
+            family=family,
+            task=task,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            calibration_batches=settings.calibration_batches,
+            costs=costs,
+            seed=seed,
+            memory_format=memory_format,
+            compute=compute,
+        )
+
+    # ------------------------------------------------------------------ one training
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser; weight decay is none of its business, it belongs to the largest child's pass."""
+        s = self.settings
+        if s.optimizer == "rmsprop":
+            return RMSprop(self.supernet.parameters(), s.lr, momentum=s.momentum)
+        return torch.optim.SGD(self.supernet.parameters(), s.lr, s.momentum, nesterov=s.momentum > 0)
+
+    def rate(self, step: int) -> float:
+        """Return the rate after ``step`` steps: linear rise, exponential stairs, constant tail."""
+        s = self.settings
+        share = s.epochs / PUBLISHED_EPOCHS
+        return staircase_to_floor(
+            step,
+            peak=s.lr,
+            steps_per_epoch=self.training_steps,
+            warmup_epochs=5.0 * share if s.warmup_epochs is None else s.warmup_epochs,
+            decay=s.decay,
+            every_epochs=2.4 * share if s.decay_epochs is None else s.decay_epochs,
+            floor=s.floor,
+        )
+
+    def children(self, where: tuple[int, int]) -> list[Architecture]:
+        """Return the children that a step trains after the largest: random ones, then the smallest."""
+        rng = numpy_stream(self.seed, "children", *where)
+        return [*self.family.space.sample_many(rng, self.settings.children - 2), self.family.smallest()]
+
+    def train_step(self, batch: Batch, where: tuple[int, int]) -> dict[str, float]:
+        """Add the gradients of the largest child by the labels and of the others by its predictions; clip the sum."""
+        seen: dict[str, Tensor] = {}
+
+        def largest(inputs: Tensor) -> Tensor:
+            self.supernet.activate(self.family.largest())
+            self.supernet.regularise(True)
+            seen["inputs"] = inputs.to(self.compute.device).contiguous(memory_format=self.format)
+            seen["logits"] = self.forward(seen["inputs"])
+            return seen["logits"]
+
+        with torch.random.fork_rng(devices=self.compute.random_devices()):
+            self.compute.seed_(seed_of(self.seed, "dropout", *where))
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "augment", *where))
+            loss, metrics = self.task.loss(largest, batch, generator)
+        loss.backward()
+        add_decay_(self.supernet, self.settings.weight_decay)
+        self.supernet.regularise(False)
+        teacher = seen["logits"].detach()
+        for child in self.children(where):
+            self.supernet.activate(child)
+            taught = soft_cross_entropy(self.forward(seen["inputs"]), teacher)
+            taught.backward()
+        clip_(self.supernet, self.settings.clip_value, self.settings.clip_norm)
+        figures = {"loss": loss.item(), "smallest_loss": taught.item()}
+        return {**figures, **{name: float(metric) for name, metric in metrics.items()}}
+
+    # ------------------------------------------------------------------ selection from coarse to fine
+
+    def make_strategy(self) -> CoarseToFine:
+        """Return the selection, one best child for every budget."""
+        s = self.settings
+        return CoarseToFine(
+            self.family.space,
+            seed=seed_of(self.seed, "selection"),
+            limits=self.budgets(),
+            costs=self.costs_of,
+            levels=s.levels,
+            mutation_probability=s.mutation_probability,
+            mutations=s.mutations,
+        )
+
+    def make_parts(self) -> dict[str, int]:
+        """Return the evaluations of both phases."""
+        assert isinstance(self.strategy, CoarseToFine)
+        parts = {"coarse": len(self.strategy.coarse), "fine": self.settings.mutations}
+        return {name: count for name, count in parts.items() if count}
+
+    def budgets(self) -> list[Budget]:
+        """Return the budgets by rising MACs; all keep the run's limits, the last has no others."""
+        low = self.family.exact_costs(self.family.smallest())["macs"]
+        whole = self.limits()
+        given = {limit.cost: limit.value for limit in whole.limits}
+        high = given.get("macs", self.family.exact_costs(self.family.largest())["macs"])
+        others = tuple(limit for limit in whole.limits if limit.cost != "macs")
+        points = self.settings.points
+        macs = [low * (high / low) ** (number / points) for number in range(1, points + 1)]
+        return [Budget((Limit("macs", "<=", value, "", False), *others)) for value in [*macs[:-1], high]]
+
+    def chosen(self) -> Sequence[tuple[str, Architecture]]:
+        """Return the best child of the whole budget, and behind it the smaller budgets' where nothing cheaper beats it.
+
+        Before the selection: the costliest of the coarse grid.
+        """
+        assert isinstance(self.strategy, CoarseToFine)
+        best = [each.architecture for each in self.strategy.best if each is not None]
+        if not best:
+            return [("final", max(self.strategy.coarse, key=lambda each: self.costs_of(each)["macs"]))]
+        first = best[-1]
+        front = [child.architecture for child in self.front() if child.architecture in best[:-1]]
+        others = [child for child in front if child != first]
+        return [("final", first), *((f"point-{number}", child) for number, child in enumerate(others, start=1))]
+
+
+def add_decay_(network: nn.Module, strength: float) -> None:
+    """Add the gradient of the L2 penalty to that of convolution and linear weights; none to scales and shifts."""
+    if strength == 0:
+        return
+    decayed, *_ = decay_groups(network, strength)
+    with torch.no_grad():
+        for parameter in decayed["params"]:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter, alpha=strength)
+
+
+def clip_(network: nn.Module, value: float, norm: float) -> None:
+    """Clip the gradients entry by entry and then by their norm, where these limits are not 0."""
+    if value:
+        nn.utils.clip_grad_value_(network.parameters(), value)
+    if norm:
+        nn.utils.clip_grad_norm_(network.parameters(), norm)

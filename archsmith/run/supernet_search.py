@@ -1,0 +1,362 @@
+"""The run that methods with a sliced supernet share: one training, a selection among its children, no retraining.
+
+``SupernetSearcher`` is a ``Searcher`` (see ``archsmith.run.drive``): it can be stopped after any step and any
+evaluation, and goes on bit for bit. A method gives it the training step and the strategy. Every evaluation activates a
+child, takes its batch statistics anew on training images, and scores it on the validation part; costs are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from archsmith.core.errors import Shown, UserError
+from archsmith.core.rng import seed_of
+from archsmith.run.costs import CostModel
+from archsmith.run.drive import Delivered, Monitor
+from archsmith.space import Architecture, Budget, Limit, Objective, ProductSpace, Result
+from archsmith.space.pareto import pareto_front
+from archsmith.strategies import Strategy
+from archsmith.supernet import Supernet
+from archsmith.tasks.base import Batch, Task
+from archsmith.train.average import recalibrate
+from archsmith.train.compute import Compute
+from archsmith.train.layout import use_memory_format_
+from archsmith.train.loop import Diverged, Position, next_epoch
+from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
+
+EXACT = ("macs", "params")
+"""Costs that the family knows without building; the others are asked of the cost model."""
+
+OBJECTIVES = (Objective("valid_accuracy"), Objective("macs", "minimize"))
+"""What the Pareto set is about."""
+
+
+class SlicedFamily(Protocol):
+    """A family with a supernet whose children are slices."""
+
+    @property
+    def space(self) -> ProductSpace:
+        """The space of the children."""
+
+    def largest(self) -> Architecture:
+        """Return the child that is the whole supernet."""
+
+    def smallest(self) -> Architecture:
+        """Return the cheapest child."""
+
+    def exact_costs(self, architecture: Mapping[str, Any]) -> dict[str, int]:
+        """Return "macs" and "params"; nothing is built."""
+
+    def supernet(self, *, seed: int | None = None) -> Any:
+        """Return the supernet, an ``nn.Module`` and a ``Supernet``."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A child with what is known of it.
+
+    Attributes:
+        architecture: Its genotype.
+        metrics: "valid_accuracy" and "valid_loss" with the supernet's weights.
+        costs: "macs", "params", and what the budget limits besides.
+    """
+
+    architecture: Architecture
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        """Validation accuracy, in [0, 1]."""
+        return self.metrics["valid_accuracy"]
+
+
+class SupernetSearcher(ABC):
+    """Trains a supernet, selects children, and delivers them as networks of their own.
+
+    Args:
+        family: A family with a sliced supernet.
+        task: What is learned.
+        epochs: Epochs of the training.
+        batch_size: Images for one step.
+        evaluations: Evaluations of every part of the selection, by name, in order. A part ends early when the strategy
+            is done.
+        calibration_batches: Training batches from which a child takes its statistics.
+        costs: Costs and budget of the run; no budget if None.
+        seed: Seed of the run.
+        memory_format: "channels_last" or "contiguous".
+        compute: Device and precision; one process and whole batches alone.
+
+    Attributes:
+        supernet: The supernet.
+        optimizer: Of its weights.
+        strategy: Selects children.
+        evaluated: All children that the selection evaluated, in order.
+
+    Raises:
+        UserError: A family without a sliced supernet, micro-batches, several processes, or a compiled forward pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        family: Any,
+        task: Task,
+        epochs: int,
+        batch_size: int,
+        calibration_batches: int,
+        costs: CostModel | None,
+        seed: int,
+        memory_format: str = "contiguous",
+        compute: Compute | None = None,
+    ) -> None:
+        if not hasattr(family, "supernet") or not hasattr(family, "exact_costs"):
+            raise UserError("family", type(family).__name__, allowed="'bignas', say: one whose supernet is sliced")
+        self.compute = compute or Compute()
+        if self.compute.parts > 1 or self.compute.compile is not None:
+            raise UserError(
+                "runtime",
+                Shown(f"{self.compute.parts} parts of a batch, compile={self.compute.compile}"),
+                allowed="one process, whole batches and no compilation: every step runs several networks",
+            )
+        self.family: SlicedFamily = family
+        self.task, self.costs, self.seed = task, costs, seed
+        self.training_epochs, self.batch_size = epochs, batch_size
+        self.calibration_batches = min(calibration_batches, task.steps_per_epoch(batch_size))
+        self.training_steps = task.steps_per_epoch(batch_size)
+        self.supernet: Any = family.supernet(seed=seed_of(seed, "weights"))
+        assert isinstance(self.supernet, nn.Module) and isinstance(self.supernet, Supernet)
+        self.format = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
+        use_memory_format_(self.supernet, self.format)
+        self.supernet.to(self.compute.device)
+        self.forward = self.compute.forward(self.supernet)
+        self.optimizer = self.make_optimizer()
+        self.strategy = self.make_strategy()
+        self.parts = self.make_parts()
+        self.position = Position()
+        self.evaluated: list[Evaluated] = []
+
+    # ------------------------------------------------------------------ what a method decides
+
+    @abstractmethod
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser of the supernet's weights."""
+
+    @abstractmethod
+    def rate(self, step: int) -> float:
+        """Return the learning rate after a number of steps."""
+
+    @abstractmethod
+    def train_step(self, batch: Batch, where: tuple[int, int]) -> dict[str, float]:
+        """Leave the gradients of one step in the supernet; return its figures, "loss" among them.
+
+        Args:
+            batch: Training examples.
+            where: Epoch and step in it, names of the step's random streams.
+        """
+
+    @abstractmethod
+    def make_strategy(self) -> Strategy:
+        """Return the strategy that selects children."""
+
+    @abstractmethod
+    def make_parts(self) -> dict[str, int]:
+        """Return the number of evaluations of every part of the selection, by name."""
+
+    @abstractmethod
+    def chosen(self) -> Sequence[tuple[str, Architecture]]:
+        """Return what is delivered now: labels and architectures, the most important first."""
+
+    # ------------------------------------------------------------------ position
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run: those of the training, and one for each part of the selection."""
+        return self.training_epochs + len(self.parts)
+
+    @property
+    def steps(self) -> int:
+        """Mean number of steps and evaluations in an epoch, rounded up."""
+        total = self.training_epochs * self.training_steps + sum(self.parts.values())
+        return -(-total // self.epochs)
+
+    @property
+    def done(self) -> bool:
+        """Whether training and selection are done."""
+        return self.position.epoch >= self.epochs
+
+    @property
+    def selecting(self) -> bool:
+        """Whether the training is over."""
+        return self.position.epoch >= self.training_epochs
+
+    def advance(self, monitor: Monitor) -> dict[str, Any] | None:
+        """Go on to the end of an epoch or of a part of the selection; None when the monitor asked to stop before."""
+        figures = self._select(monitor) if self.selecting else self._train(monitor)
+        if figures is not None:
+            next_epoch(self.position)
+        return figures
+
+    # ------------------------------------------------------------------ training
+
+    def _train(self, monitor: Monitor) -> dict[str, Any] | None:
+        position = self.position
+        self.supernet.train()
+        batches = self.task.batches(
+            "train",
+            batch_size=self.batch_size,
+            seed=seed_of(self.seed, "order"),
+            epoch=position.epoch,
+            start=position.step,
+        )
+        for batch in batches:
+            where = (position.epoch, position.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(position.total)
+            self.optimizer.zero_grad(set_to_none=True)
+            figures = self.train_step(batch, where)
+            if not all(map(math.isfinite, figures.values())):
+                raise Diverged(figures["loss"], *where)
+            self.optimizer.step()
+            position.step += 1
+            position.total += 1
+            for name, figure in figures.items():
+                position.sums[name] = position.sums.get(name, 0.0) + figure
+            monitor.step(position.total, loss=figures["loss"], accuracy=position.means().get("accuracy", 0.0))
+            if monitor.should_stop():
+                break
+        if position.step < self.training_steps:
+            return None
+        means = position.means()
+        (_, present), *_ = self.chosen()
+        shown = self.evaluate(present)
+        ends = {"smallest": self.evaluate(self.family.smallest()), "largest": self.evaluate(self.family.largest())}
+        return {
+            "epoch": position.epoch,
+            "phase": "training",
+            **means,
+            "train_accuracy": means.get("accuracy"),
+            **shown.metrics,
+            "macs": shown.costs["macs"],
+            "within_budget": False,  # children of a supernet that still learns
+            **{f"{name}_accuracy": end.accuracy for name, end in ends.items()},
+        }
+
+    # ------------------------------------------------------------------ selection
+
+    def _select(self, monitor: Monitor) -> dict[str, Any] | None:
+        position = self.position
+        name = list(self.parts)[position.epoch - self.training_epochs]
+        while position.step < self.parts[name] and (trials := self.strategy.ask()):
+            (trial,) = trials
+            child = self.evaluate(trial.architecture)
+            self.evaluated.append(child)
+            self.strategy.tell(trial.id, Result(metrics=child.metrics, costs=child.costs))
+            position.step += 1
+            position.total += 1
+            monitor.step(position.total, loss=child.metrics["valid_loss"], accuracy=child.accuracy)
+            if monitor.should_stop() and position.step < self.parts[name]:
+                return None
+        (_, best), *_ = self.chosen()
+        found = self.known(best) or self.evaluate(best)
+        return {
+            "epoch": position.epoch,
+            "phase": name,
+            "loss": found.metrics["valid_loss"],
+            **found.metrics,
+            "macs": found.costs["macs"],
+            "within_budget": True,
+            "evaluated": [[child.costs["macs"], child.accuracy] for child in self.evaluated[-position.step :]],
+            "front": [[child.costs["macs"], child.accuracy] for child in self.front()],
+        }
+
+    def evaluate(self, architecture: Architecture) -> Evaluated:
+        """Return a child with the supernet's present weights, its statistics taken anew."""
+        self.supernet.activate(architecture)
+        recalibrate(self.supernet, self._calibration())
+        scores = self.task.evaluate(self.compute.evaluating(self.supernet), "valid")
+        metrics = {"valid_accuracy": float(scores["accuracy"]), "valid_loss": float(scores["loss"])}
+        return Evaluated(architecture, metrics, self.costs_of(architecture))
+
+    def known(self, architecture: Architecture) -> Evaluated | None:
+        """Return what the selection found of a child, None if it has not evaluated it."""
+        return next((child for child in self.evaluated if child.architecture == architecture), None)
+
+    def front(self) -> list[Evaluated]:
+        """Return the evaluated children within the budget that no other beats, by rising MACs; equal ones once."""
+        fitting = [child for child in self.evaluated if self.fits(child.architecture)]
+        results = [Result(metrics=child.metrics, costs=child.costs) for child in fitting]
+        best = {(fitting[i].costs["macs"], fitting[i].accuracy): fitting[i] for i in pareto_front(results, OBJECTIVES)}
+        return [best[key] for key in sorted(best)]
+
+    def costs_of(self, architecture: Architecture) -> dict[str, float]:
+        """Return exact MACs and parameters, and measured or counted what else the budget limits."""
+        costs: dict[str, float] = dict(self.family.exact_costs(architecture))
+        if self.costs is not None and set(self.costs.limits) - set(EXACT):
+            costs = {**self.costs.of(architecture), **costs}
+        return costs
+
+    def limits(self) -> Budget:
+        """Return the run's budget with absolute limits."""
+        limits = {} if self.costs is None else self.costs.limits
+        units = {"memory": "B", "latency": "ms"}
+        return Budget(tuple(Limit(cost, "<=", value, units.get(cost, ""), False) for cost, value in limits.items()))
+
+    def fits(self, architecture: Architecture) -> bool:
+        """Return whether a child is within the run's budget."""
+        return not self.limits().violations(self.costs_of(architecture))
+
+    def _calibration(self) -> Iterator[Tensor]:
+        """Yield training images without augmentation, as validation images come; always the same ones."""
+        seed = seed_of(self.seed, "calibration")
+        batches = self.task.batches("train", batch_size=self.batch_size, seed=seed)
+        yield from (batch.inputs for batch in islice(batches, self.calibration_batches))
+
+    # ------------------------------------------------------------------ the result
+
+    def deliver(self) -> Delivered:
+        """Return the chosen children as networks of their own, with the supernet's weights and own statistics."""
+        first, *others = [self._delivered(label, architecture) for label, architecture in self.chosen()]
+        return Delivered(first.network, first.architecture, first.figures, first.label, others)
+
+    def _delivered(self, label: str, architecture: Architecture) -> Delivered:
+        network = recalibrate(self.supernet.extract(architecture).to("cpu"), self._calibration())
+        child = self.known(architecture)
+        figures = {} if child is None else {"one_shot_accuracy": child.accuracy}
+        return Delivered(network.eval(), architecture, figures, label)
+
+    # ------------------------------------------------------------------ exact resume
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return everything that a checkpoint needs: tensors by name and plain JSON values."""
+        tensors = {f"supernet.{name}": tensor for name, tensor in self.supernet.state_dict().items()}
+        tensors.update(optimizer_tensors(self.optimizer, self.supernet))
+        return tensors, {
+            "position": self.position.to_json(),
+            "strategy": self.strategy.state_dict(),
+            "evaluated": [
+                [child.architecture.to_json(), dict(child.metrics), dict(child.costs)] for child in self.evaluated
+            ],
+        }
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Continue from a checkpoint, bit for bit."""
+        self.position = Position(**state["position"])
+        with torch.no_grad():
+            for name, tensor in self.supernet.state_dict().items():
+                tensor.copy_(tensors[f"supernet.{name}"])
+        load_optimizer_tensors(self.optimizer, self.supernet, tensors)
+        self.strategy.load_state_dict(state["strategy"])
+        space = self.family.space
+        self.evaluated = [
+            Evaluated(space.validate(Architecture.from_json(architecture)), metrics, costs)
+            for architecture, metrics, costs in state["evaluated"]
+        ]
