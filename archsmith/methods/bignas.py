@@ -34,7 +34,7 @@ from archsmith.strategies.coarse_to_fine import CoarseToFine
 from archsmith.tasks.base import Batch, Task
 from archsmith.train.compute import Compute
 from archsmith.train.distill import soft_cross_entropy
-from archsmith.train.optim import RMSprop, decay_groups
+from archsmith.train.optim import RMSprop
 from archsmith.train.schedules import staircase_to_floor
 
 SYSTEM = {
@@ -262,14 +262,11 @@ class Searcher(SupernetSearcher):
 
 
 def add_decay_(network: nn.Module, strength: float) -> None:
-    """Add the gradient of the L2 penalty to that of convolution and linear weights; none to scales and shifts."""
-    if strength == 0:
-        return
-    decayed, *_ = decay_groups(network, strength)
+    """Add the gradient of the L2 penalty to that of convolution and linear weights; none to biases and scales."""
     with torch.no_grad():
-        for parameter in decayed["params"]:
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter, alpha=strength)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.grad is not None:
+                module.weight.grad.add_(module.weight, alpha=strength)
 
 
 def clip_(network: nn.Module, value: float, norm: float) -> None:

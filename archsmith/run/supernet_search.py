@@ -274,9 +274,12 @@ class SupernetSearcher(ABC):
             **found.metrics,
             "macs": found.costs["macs"],
             "within_budget": True,
-            "evaluated": [[child.costs["macs"], child.accuracy] for child in self.evaluated[-position.step :]],
+            "evaluated": [[child.costs["macs"], child.accuracy] for child in self._latest(position.step)],
             "front": [[child.costs["macs"], child.accuracy] for child in self.front()],
         }
+
+    def _latest(self, count: int) -> list[Evaluated]:
+        return self.evaluated[len(self.evaluated) - count :]
 
     def evaluate(self, architecture: Architecture) -> Evaluated:
         """Return a child with the supernet's present weights, its statistics taken anew."""
