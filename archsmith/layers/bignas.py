@@ -77,7 +77,7 @@ class DropConnect(nn.Module):
         if not self.training or self.rate == 0.0:
             return x
         kept = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= self.rate
-        return x * kept.to(x.dtype) / (1.0 - self.rate)
+        return x * (kept.to(x.dtype) / (1.0 - self.rate))
 
 
 class Shortcut(nn.Module):
