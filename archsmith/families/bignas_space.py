@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from archsmith.core.errors import UserError
@@ -233,6 +234,7 @@ class ElasticSpace(ProductSpace):
         return self.without_canonical_form().to_json()
 
 
+@lru_cache(maxsize=64)
 def elastic_space(table: ElasticTable) -> ElasticSpace:
     """Return the space of a table: "resolution", "stem/width", "mb1/width", "mb1/depth", ..., "head/width".
 

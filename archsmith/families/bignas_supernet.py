@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from archsmith.families.bignas_space import resized
-from archsmith.layers.bignas import BigNasNet, DropConnect, InvertedResidual, ResidualEverywhere
+from archsmith.layers.bignas import BigNasNet, InvertedResidual, ResidualEverywhere
 from archsmith.space import Architecture, ProductSpace
 from archsmith.supernet.elastic_slices import Part, SlicedAttribute, SlicedAxis, SlicedChildren, Slices
 
@@ -92,12 +92,6 @@ class BigNasSupernet(nn.Module):
         with self.slices.active():
             logits: Tensor = self.network(x)
         return logits
-
-    def regularise(self, on: bool) -> None:
-        """Switch dropout and drop-connect on or off, whatever the mode of the rest."""
-        for module in self.network.modules():
-            if isinstance(module, nn.Dropout | DropConnect):
-                module.train(on)
 
     def _sizes(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
         """Return the size of everything that a genotype reaches, by the genes of ``parts_of``."""

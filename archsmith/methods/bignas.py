@@ -24,14 +24,15 @@ from typing import Any, Literal, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
 
-from archsmith.core.rng import numpy_stream, seed_of
+from archsmith.core.rng import seed_of
 from archsmith.run.costs import CostModel
 from archsmith.run.supernet_search import SupernetSearcher
 from archsmith.space import Architecture, Budget, Limit
 from archsmith.strategies.coarse_to_fine import CoarseToFine
-from archsmith.tasks.base import Batch, Task
+from archsmith.supernet.sampling import Sandwich
+from archsmith.tasks.base import Task
+from archsmith.train.children import ChildrenStep
 from archsmith.train.compute import Compute
 from archsmith.train.distill import soft_cross_entropy
 from archsmith.train.optim import RMSprop
@@ -182,37 +183,21 @@ class Searcher(SupernetSearcher):
             floor=s.floor,
         )
 
-    def children(self, where: tuple[int, int]) -> list[Architecture]:
-        """Return the children that a step trains after the largest: random ones, then the smallest."""
-        rng = numpy_stream(self.seed, "children", *where)
-        return [*self.family.space.sample_many(rng, self.settings.children - 2), self.family.smallest()]
+    def make_rule(self) -> Sandwich:
+        """Return the sandwich rule: the largest by the labels, random ones and the smallest by its predictions."""
+        return Sandwich(self.family, self.settings.children)
 
-    def train_step(self, batch: Batch, where: tuple[int, int]) -> dict[str, float]:
-        """Add the gradients of the largest child by the labels and of the others by its predictions; clip the sum."""
-        seen: dict[str, Tensor] = {}
-
-        def largest(inputs: Tensor) -> Tensor:
-            self.supernet.activate(self.family.largest())
-            self.supernet.regularise(True)
-            seen["inputs"] = inputs.to(self.compute.device).contiguous(memory_format=self.format)
-            seen["logits"] = self.forward(seen["inputs"])
-            return seen["logits"]
-
-        with torch.random.fork_rng(devices=self.compute.random_devices()):
-            self.compute.seed_(seed_of(self.seed, "dropout", *where))
-            generator = torch.Generator().manual_seed(seed_of(self.seed, "augment", *where))
-            loss, metrics = self.task.loss(largest, batch, generator)
-        loss.backward()
-        add_decay_(self.supernet, self.settings.weight_decay)
-        self.supernet.regularise(False)
-        teacher = seen["logits"].detach()
-        for child in self.children(where):
-            self.supernet.activate(child)
-            taught = soft_cross_entropy(self.forward(seen["inputs"]), teacher)
-            taught.backward()
-        clip_(self.supernet, self.settings.clip_value, self.settings.clip_norm)
-        figures = {"loss": loss.item(), "smallest_loss": taught.item()}
-        return {**figures, **{name: float(metric) for name, metric in metrics.items()}}
+    def make_step(self) -> ChildrenStep:
+        """Return the step: in-place distillation, decay and dropout for the largest child alone, one optimiser step."""
+        s = self.settings
+        return ChildrenStep(
+            self.supernet,
+            self.optimizer,
+            distance=soft_cross_entropy,
+            weight_decay=s.weight_decay,
+            clip_value=s.clip_value,
+            clip_norm=s.clip_norm,
+        )
 
     # ------------------------------------------------------------------ selection from coarse to fine
 
@@ -259,19 +244,3 @@ class Searcher(SupernetSearcher):
         front = [child.architecture for child in self.front() if child.architecture in best[:-1]]
         others = [child for child in front if child != first]
         return [("final", first), *((f"point-{number}", child) for number, child in enumerate(others, start=1))]
-
-
-def add_decay_(network: nn.Module, strength: float) -> None:
-    """Add the gradient of the L2 penalty to that of convolution and linear weights; none to biases and scales."""
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.grad is not None:
-                module.weight.grad.add_(module.weight, alpha=strength)
-
-
-def clip_(network: nn.Module, value: float, norm: float) -> None:
-    """Clip the gradients entry by entry and then by their norm, where these limits are not 0."""
-    if value:
-        nn.utils.clip_grad_value_(network.parameters(), value)
-    if norm:
-        nn.utils.clip_grad_norm_(network.parameters(), norm)

@@ -1,13 +1,13 @@
 """The run that methods with a sliced supernet share: one training, a selection among its children, no retraining.
 
 ``SupernetSearcher`` is a ``Searcher`` (see ``archsmith.run.drive``): it can be stopped after any step and any
-evaluation, and goes on bit for bit. A method gives it the training step and the strategy. Every evaluation activates a
-child, takes its batch statistics anew on training images, and scores it on the validation part; costs are exact.
+evaluation, and goes on bit for bit. A method gives it the rule that draws a step's children, the step's settings, and
+the strategy. Every evaluation activates a child, takes its batch statistics anew on training images, and scores it on
+the validation part; costs are exact.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from archsmith.core.errors import Shown, UserError
-from archsmith.core.rng import seed_of
+from archsmith.core.rng import numpy_stream, seed_of
 from archsmith.run.costs import CostModel
 from archsmith.run.drive import Delivered, Monitor
 from archsmith.space import Architecture, Budget, Limit, Objective, ProductSpace, Result
 from archsmith.space.pareto import pareto_front
 from archsmith.strategies import Strategy
 from archsmith.supernet import Supernet
+from archsmith.supernet.sampling import Child, Sampling
 from archsmith.tasks.base import Batch, Task
-from archsmith.train.average import recalibrate
+from archsmith.train.calibration import calibrate_
+from archsmith.train.children import ChildrenStep, Forward
 from archsmith.train.compute import Compute
 from archsmith.train.layout import use_memory_format_
 from archsmith.train.loop import Diverged, Position, next_epoch
@@ -98,6 +100,8 @@ class SupernetSearcher(ABC):
     Attributes:
         supernet: The supernet.
         optimizer: Of its weights.
+        rule: Draws the children of a step.
+        step: Trains them.
         strategy: Selects children.
         evaluated: All children that the selection evaluated, in order.
 
@@ -137,8 +141,8 @@ class SupernetSearcher(ABC):
         self.format = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
         use_memory_format_(self.supernet, self.format)
         self.supernet.to(self.compute.device)
-        self.forward = self.compute.forward(self.supernet)
         self.optimizer = self.make_optimizer()
+        self.rule, self.step = self.make_rule(), self.make_step()
         self.strategy = self.make_strategy()
         self.parts = self.make_parts()
         self.position = Position()
@@ -155,13 +159,12 @@ class SupernetSearcher(ABC):
         """Return the learning rate after a number of steps."""
 
     @abstractmethod
-    def train_step(self, batch: Batch, where: tuple[int, int]) -> dict[str, float]:
-        """Leave the gradients of one step in the supernet; return its figures, "loss" among them.
+    def make_rule(self) -> Sampling:
+        """Return the rule that draws the children of a step."""
 
-        Args:
-            batch: Training examples.
-            where: Epoch and step in it, names of the step's random streams.
-        """
+    @abstractmethod
+    def make_step(self) -> ChildrenStep:
+        """Return the training step of the supernet and the optimiser."""
 
     @abstractmethod
     def make_strategy(self) -> Strategy:
@@ -209,7 +212,6 @@ class SupernetSearcher(ABC):
 
     def _train(self, monitor: Monitor) -> dict[str, Any] | None:
         position = self.position
-        self.supernet.train()
         batches = self.task.batches(
             "train",
             batch_size=self.batch_size,
@@ -221,11 +223,7 @@ class SupernetSearcher(ABC):
             where = (position.epoch, position.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(position.total)
-            self.optimizer.zero_grad(set_to_none=True)
             figures = self.train_step(batch, where)
-            if not all(map(math.isfinite, figures.values())):
-                raise Diverged(figures["loss"], *where)
-            self.optimizer.step()
             position.step += 1
             position.total += 1
             for name, figure in figures.items():
@@ -249,6 +247,47 @@ class SupernetSearcher(ABC):
             "within_budget": False,  # children of a supernet that still learns
             **{f"{name}_accuracy": end.accuracy for name, end in ends.items()},
         }
+
+    def children(self, where: tuple[int, int]) -> list[Child]:
+        """Return the children of a step (epoch, step in it)."""
+        progress = (where[0] * self.training_steps + where[1]) / (self.training_epochs * self.training_steps)
+        return self.rule.children(numpy_stream(self.seed, "children", *where), progress)
+
+    def train_step(self, batch: Batch, where: tuple[int, int]) -> dict[str, float]:
+        """Train a step's children on one batch; return the losses of the first and the last, and the task's metrics.
+
+        All children see the same augmented images.
+
+        Args:
+            batch: Training examples.
+            where: Epoch and step in it, names of the step's random streams.
+
+        Raises:
+            Diverged: A loss is NaN or infinite; the step is not taken.
+        """
+        metrics: dict[str, Tensor] = {}
+
+        def by_labels(forward: Forward) -> Tensor:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "augment", *where))
+            loss, found = self.task.loss(lambda inputs: forward(self._placed(inputs)).float(), batch, generator)
+            metrics.update(found)
+            return loss
+
+        halved = self.compute.precision == "bf16"
+        with (
+            torch.random.fork_rng(devices=self.compute.random_devices()),
+            torch.autocast(self.compute.device.type, torch.bfloat16, enabled=halved),
+        ):
+            self.compute.seed_(seed_of(self.seed, "dropout", *where))
+            try:
+                figures = self.step(self.children(where), by_labels)
+            except Diverged as error:
+                raise Diverged(error.loss, *where) from error
+        first, *_, last = figures.losses
+        return {"loss": first, "last_loss": last, **{name: float(metric) for name, metric in metrics.items()}}
+
+    def _placed(self, inputs: Tensor) -> Tensor:
+        return inputs.to(self.compute.device).contiguous(memory_format=self.format)
 
     # ------------------------------------------------------------------ selection
 
@@ -284,7 +323,7 @@ class SupernetSearcher(ABC):
     def evaluate(self, architecture: Architecture) -> Evaluated:
         """Return a child with the supernet's present weights, its statistics taken anew."""
         self.supernet.activate(architecture)
-        recalibrate(self.supernet, self._calibration())
+        calibrate_(self.supernet, map(self._placed, self._calibration()))
         scores = self.task.evaluate(self.compute.evaluating(self.supernet), "valid")
         metrics = {"valid_accuracy": float(scores["accuracy"]), "valid_loss": float(scores["loss"])}
         return Evaluated(architecture, metrics, self.costs_of(architecture))
@@ -331,7 +370,7 @@ class SupernetSearcher(ABC):
         return Delivered(first.network, first.architecture, first.figures, first.label, others)
 
     def _delivered(self, label: str, architecture: Architecture) -> Delivered:
-        network = recalibrate(self.supernet.extract(architecture).to("cpu"), self._calibration())
+        network = calibrate_(self.supernet.extract(architecture).to("cpu"), self._calibration())
         child = self.known(architecture)
         figures = {} if child is None else {"one_shot_accuracy": child.accuracy}
         return Delivered(network.eval(), architecture, figures, label)

@@ -22,6 +22,7 @@ class Diverged(ArchsmithError):
     """The loss became NaN or infinite; the model has not taken the step."""
 
     def __init__(self, loss: float, epoch: int, step: int) -> None:
+        self.loss = loss
         self.epoch = epoch
         self.step = step
         super().__init__(

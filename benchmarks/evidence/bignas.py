@@ -28,15 +28,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from archsmith.core.rng import numpy_stream, seed_of
+from archsmith.core.rng import seed_of
 from archsmith.families.bignas import BigNasFamily, bignas_family
-from archsmith.methods.bignas import Searcher, Settings, add_decay_, clip_, preset_settings
+from archsmith.methods.bignas import Searcher, Settings, preset_settings
 from archsmith.run.intervals import mean_interval
 from archsmith.space import Architecture
+from archsmith.supernet.sampling import Uniform
 from archsmith.tasks.augment import Augment
-from archsmith.tasks.base import Batch
 from archsmith.tasks.vision import ImageClassification
-from archsmith.train.average import recalibrate
+from archsmith.train.calibration import calibrate_
+from archsmith.train.children import decayed_weights
 from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
 
 STAGES = (
@@ -83,41 +84,16 @@ def subset(folder: Path, images: int) -> ImageClassification:
     )
 
 
-def random_children_step(searcher: Searcher) -> Callable[[Batch, tuple[int, int]], dict[str, float]]:
-    """Return a step on random children by labels, regularised alike; as many passes as the published one."""
-
-    def step(batch: Batch, where: tuple[int, int]) -> dict[str, float]:
-        rng = numpy_stream(searcher.seed, "random-children", *where)
-        losses = []
-        for number, child in enumerate(searcher.family.space.sample_many(rng, searcher.settings.children)):
-            searcher.supernet.activate(child)
-            searcher.supernet.regularise(True)
-            torch.manual_seed(seed_of(searcher.seed, "dropout", number, *where))
-            generator = torch.Generator().manual_seed(seed_of(searcher.seed, "augment", *where))
-            loss, _ = searcher.task.loss(searcher.supernet, batch, generator)
-            loss.backward()
-            losses.append(loss.item())
-        add_decay_(searcher.supernet, searcher.settings.weight_decay)
-        clip_(searcher.supernet, searcher.settings.clip_value, searcher.settings.clip_norm)
-        return {"loss": statistics.fmean(losses)}
-
-    return step
-
-
 def trained(searcher: Searcher) -> float:
     """Train the supernet, without the scores between epochs; return the seconds of a step."""
     begun = time.process_time()
     for epoch in range(searcher.training_epochs):
-        batches = searcher.task.batches(
-            "train", batch_size=searcher.batch_size, seed=seed_of(searcher.seed, "order"), epoch=epoch
-        )
-        searcher.supernet.train()
+        order = seed_of(searcher.seed, "order")
+        batches = searcher.task.batches("train", batch_size=searcher.batch_size, seed=order, epoch=epoch)
         for number, batch in enumerate(batches):
             for group in searcher.optimizer.param_groups:
                 group["lr"] = searcher.rate(epoch * searcher.training_steps + number)
-            searcher.optimizer.zero_grad(set_to_none=True)
             searcher.train_step(batch, (epoch, number))
-            searcher.optimizer.step()
     return (time.process_time() - begun) / (searcher.training_epochs * searcher.training_steps)
 
 
@@ -127,9 +103,13 @@ def alone(searcher: Searcher, child: Architecture) -> tuple[float, float]:
     s = searcher.settings
     optimizer = torch.optim.SGD(network.parameters(), s.lr, s.momentum, nesterov=True)
 
+    decayed = decayed_weights(network)
+
     def finish_gradients() -> None:
-        add_decay_(network, s.weight_decay)
-        clip_(network, s.clip_value, s.clip_norm)
+        for weight in decayed:
+            assert weight.grad is not None
+            weight.grad.add_(weight.detach(), alpha=s.weight_decay)
+        nn.utils.clip_grad_value_(network.parameters(), s.clip_value)
 
     hooks, position = LoopHooks(rate=searcher.rate, after_backward=finish_gradients), Position()
     begun = time.process_time()
@@ -137,7 +117,7 @@ def alone(searcher: Searcher, child: Architecture) -> tuple[float, float]:
         train_epoch(network, optimizer, searcher.task, position, hooks, batch_size=s.batch_size, seed=searcher.seed)
         next_epoch(position)
     seconds = (time.process_time() - begun) / position.total
-    recalibrate(network, searcher._calibration())
+    calibrate_(network, searcher._calibration())
     return score(searcher, network), seconds
 
 
@@ -151,7 +131,7 @@ def without_calibration(searcher: Searcher, child: Architecture) -> dict[str, fl
     supernet: Any = searcher.supernet
     found = {"own": 100 * searcher.evaluate(child).accuracy}
     supernet.activate(searcher.family.largest())
-    recalibrate(supernet, searcher._calibration())
+    calibrate_(supernet, searcher._calibration())
     supernet.activate(child)
     found["of the largest"] = score(searcher, supernet)
     for module in supernet.modules():
@@ -165,7 +145,7 @@ def one_seed(task: ImageClassification, family: BigNasFamily, settings: Settings
     """Return everything that is measured with one seed."""
     shared: dict[str, Any] = {"family": family, "task": task, "settings": settings, "seed": seed}
     sandwich, random = (Searcher(**shared, memory_format="channels_last") for _ in range(2))
-    random.train_step = random_children_step(random)  # type: ignore[method-assign]
+    random.rule = Uniform(family, settings.children)
     step_seconds = trained(sandwich)
     trained(random)
     ends = {"smallest": family.smallest(), "largest": family.largest()}

@@ -18,7 +18,8 @@ from archsmith.layers.bignas import InvertedResidual
 from archsmith.supernet import Supernet
 from archsmith.supernet.elastic_slices import Slices
 from archsmith.testing.families import images, worn_
-from archsmith.train.average import recalibrate
+from archsmith.train.calibration import calibrate_
+from archsmith.train.children import train_mode_
 
 GOLDEN = {
     case["name"]: case
@@ -53,16 +54,13 @@ def test_it_is_a_supernet(family):
 @pytest.mark.parametrize("training", [False, True])
 def test_a_child_alone_computes_what_it_computes_inside(family, training):
     """The extracted network has the slices as weights of its own: equal to 1e-12 in float64."""
-    supernet, batch = worn_supernet(family, torch.float64).train(training), images(family).double()
-    supernet.regularise(False)
+    supernet, batch = worn_supernet(family, torch.float64), images(family).double()
+    train_mode_(supernet, regularised=False) if training else supernet.eval()
     supernet.activate(family.smallest())
     for child in children(family):
         alone = supernet.extract(child)
         assert supernet.active == family.smallest()
-        assert alone.training == training
-        for module in alone.modules():
-            if isinstance(module, nn.Dropout) or type(module).__name__ == "DropConnect":
-                module.eval()
+        train_mode_(alone, regularised=False) if training else alone.eval()
         assert family.architecture_of(alone) == child
         supernet.activate(child)
         torch.testing.assert_close(alone(batch), supernet(batch), rtol=0, atol=1e-12)
@@ -73,9 +71,9 @@ def test_a_calibrated_child_is_the_calibrated_network(family):
     """Check 6 of the published system: statistics inside and outside, float32, 1e-5."""
     supernet, batches = worn_supernet(family), [images(family, 8), images(family, 6)]
     for child in children(family):
-        alone = recalibrate(supernet.extract(child), batches)
+        alone = calibrate_(supernet.extract(child), batches)
         supernet.activate(child)
-        recalibrate(supernet, batches)
+        calibrate_(supernet, batches)
         assert (alone(batches[0]) - supernet(batches[0])).abs().max() < 1e-5
 
 
@@ -83,9 +81,9 @@ def test_statistics_of_one_child_are_not_those_of_another(family):
     supernet, batches = worn_supernet(family), [images(family, 8)]
     small, large = family.smallest(), family.largest()
     supernet.activate(small)
-    own = recalibrate(supernet, batches)(batches[0])
+    own = calibrate_(supernet, batches)(batches[0])
     supernet.activate(large)
-    recalibrate(supernet, batches)
+    calibrate_(supernet, batches)
     supernet.activate(small)
     assert (supernet(batches[0]) - own).abs().max() > 1e-3
 
@@ -128,14 +126,6 @@ def test_depths_of_a_fresh_supernet_agree_where_shortcuts_are_identities(family)
     depths = {path: family.space.dimension(path).options[0] for path in family.space.paths if path.endswith("depth")}
     supernet.activate(family.space.validate({**family.largest(), **depths}))
     assert torch.equal(supernet(batch), logits)
-
-
-def test_regularisation_is_switched_apart_from_the_mode(family):
-    supernet, batch = worn_supernet(family).train(), images(family)
-    supernet.regularise(True)
-    assert not torch.equal(supernet(batch), supernet(batch))
-    supernet.regularise(False)
-    assert torch.equal(supernet(batch), supernet(batch))
 
 
 def test_other_architectures_are_refused(family):
@@ -207,6 +197,6 @@ def test_calibration_averages_the_unbiased_variances_of_the_batches():
     case = GOLDEN["bn-calibration-cumulative"]["expected"]
     norm = nn.BatchNorm2d(2).double()
     batches = [torch.tensor([[[[b + 1, 2], [3, 4]], [[0, b], [1, -1]]]], dtype=torch.float64) for b in range(3)]
-    recalibrate(norm, batches)
+    calibrate_(norm, batches)
     assert norm.running_mean.tolist() == pytest.approx(case["running_mean"], abs=1e-9)
     assert norm.running_var.tolist() == pytest.approx(case["running_var"], abs=1e-9)
