@@ -109,7 +109,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 30,
         "batch_size": 64,
         "optimizer": "sgd",
-        "lr": 0.1,
+        "lr": 0.3,
         "calibration_batches": 8,
         "levels": {"resolution": 3, "width": 2, "depth": 2, "kernel": 2, "expansion": 2},
         "mutations": 60,

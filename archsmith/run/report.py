@@ -20,7 +20,7 @@ import yaml
 from archsmith.config import FORMAT_VERSION
 from archsmith.core.files import read_json, write_atomic
 from archsmith.cost import LayerProfile, count, profile
-from archsmith.run import charts
+from archsmith.run import charts, set_charts
 from archsmith.run.baselines import Baseline, read_baselines
 from archsmith.run.cell_picture import cell_picture, chain_picture
 from archsmith.run.choice_charts import colours_of, entropy_and_cost, probabilities_over_time
@@ -371,6 +371,8 @@ def _pareto(facts: Facts) -> Html:
     title = "Accuracy against MACs"
     if not facts.epochs or "macs" not in facts.epochs[0]:
         return section("pareto", title, element("p", "No epoch was finished."))
+    if any("evaluated" in epoch for epoch in facts.epochs):
+        return _pareto_set(facts)
     final = (facts.best["costs"]["macs"], facts.best["metrics"]["valid_accuracy"])
     figure = charts.accuracy_against_macs(
         facts.epochs,
@@ -383,6 +385,38 @@ def _pareto(facts: Facts) -> Html:
         "the front shows what this run passed through, not the best that each size could reach."
     )
     return section("pareto", title, chart("chart-pareto", figure, "Validation accuracy against MACs"), lead=lead)
+
+
+def _pareto_set(facts: Facts) -> Html:
+    """Return what a selection evaluated, and the networks that were exported."""
+    selected = [epoch for epoch in facts.epochs if "evaluated" in epoch]
+    outcomes = facts.result["outcomes"]
+    figure = set_charts.selection(
+        {epoch["phase"]: epoch["evaluated"] for epoch in selected},
+        selected[-1]["front"],
+        [(each["label"], each["costs"]["macs"], each["metrics"]["valid_accuracy"]) for each in outcomes],
+        largest=facts.result["reference"]["macs"],
+        limit=facts.result["limits"].get("macs"),
+    )
+    split = "test" if "test_accuracy" in facts.best["metrics"] else "valid"
+    rows = [
+        (
+            each["label"],
+            f"{100 * each['metrics'][f'{split}_accuracy']:.2f}",
+            f"{100 * each['metrics']['valid_accuracy']:.2f}",
+            f"{each['costs']['macs']:,}",
+            f"{each['costs']['params']:,}",
+            f"{each['costs']['latency']['median_ms']:.3g}",
+        )
+        for each in outcomes
+    ]
+    columns = ("network", f"{split} accuracy in %", "validation in %", "MACs", "parameters", "latency in ms")
+    lead = (
+        "Every child that the selection evaluated with the shared weights, on validation images. The best of many was "
+        "chosen on these images, so its accuracy is optimistic there; that on test images is not."
+    )
+    drawn = chart("chart-pareto", figure, "Validation accuracy against MACs of every child that was evaluated")
+    return section("pareto", "Accuracy against MACs", drawn, table(columns, rows), lead=lead)
 
 
 # ---------------------------------------------------------------------- the comparison

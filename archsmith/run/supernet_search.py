@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.rng import numpy_stream, seed_of
-from archsmith.run.costs import CostModel
+from archsmith.run.costs import LATENCY_MARGIN, CostModel
 from archsmith.run.drive import Delivered, Monitor
 from archsmith.space import Architecture, Budget, Limit, Objective, ProductSpace, Result
 from archsmith.space.pareto import pareto_front
@@ -347,8 +347,10 @@ class SupernetSearcher(ABC):
         return costs
 
     def limits(self) -> Budget:
-        """Return the run's budget with absolute limits."""
-        limits = {} if self.costs is None else self.costs.limits
+        """Return the run's budget with absolute limits; the one on latency less the margin for its spread."""
+        limits = {} if self.costs is None else dict(self.costs.limits)
+        if "latency" in limits:
+            limits["latency"] *= LATENCY_MARGIN
         units = {"memory": "B", "latency": "ms"}
         return Budget(tuple(Limit(cost, "<=", value, units.get(cost, ""), False) for cost, value in limits.items()))
 

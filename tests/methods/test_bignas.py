@@ -291,6 +291,32 @@ def words(run):
     return [*given, *(word for name, value in settings.items() for word in ("--set", f"{name}={value}"))]
 
 
+def test_a_run_exports_every_point_and_reports_the_set(tmp_path):
+    settings = {**QUICK, "epochs": 1, "batch_size": 32, "points": 2}
+    options = {"settings": settings, "task_options": {"limit": 60}, "budget": HALF, "threads": 1, "quiet": True}
+    outcome = api.search("digits", method="bignas", family="bignas", out=tmp_path / "run", **options)
+    labels = [each["label"] for each in outcome.result["outcomes"]]
+    assert labels[0] == "final" and set(labels[1:]) <= {"point-1"}
+    for each in outcome.result["outcomes"]:
+        assert {"model.py", "weights.safetensors", "model.onnx"} <= set(each["files"])
+        assert each["costs"]["macs"] <= outcome.result["limits"]["macs"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "evaluated, coarse" in page and "chart-pareto" in page
+
+
+def test_latency_and_memory_limits_hold_for_every_child():
+    """Costs that are not additive come from the cost model; the latency aims at a part of its limit."""
+    search = searcher(budget="memory<=0.6x")
+    whole = search.costs.largest["memory"]
+    search.costs.limits["latency"] = 10.0
+    limits = {limit.cost: limit.value for limit in search.limits().limits}
+    assert limits == {"memory": pytest.approx(0.6 * whole), "latency": pytest.approx(9.5)}
+    del search.costs.limits["latency"]
+    figures = to_the_end(search)
+    assert figures[-1]["evaluated"]
+    assert all(search.costs.of(child.architecture)["memory"] <= 0.6 * whole for child in search.front())
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_never_stopped(tmp_path):
     """A real kill between the first and the last epoch; every exported point is equal, and verifies."""
