@@ -546,6 +546,10 @@ def _summarise(outcome: Outcome) -> None:
         rows["note"] = note
     for file in best["files"]:
         rows[file] = outcome.folder / file
+    for other in result["outcomes"][1:]:
+        valid, macs = other["metrics"].get("valid_accuracy"), other["costs"]["macs"]
+        accuracy = "" if valid is None else f"valid accuracy {100 * valid:.2f} %, "
+        rows[other["label"]] = f"{accuracy}{macs:,} MACs: {outcome.path / other['folder']}"
     if (outcome.path / "report.html").exists():
         rows["report"] = outcome.path / "report.html"
     _diagnosis(result.get("diagnosis", []))

@@ -323,7 +323,7 @@ class SupernetSearcher(ABC):
     def evaluate(self, architecture: Architecture) -> Evaluated:
         """Return a child with the supernet's present weights, its statistics taken anew."""
         self.supernet.activate(architecture)
-        calibrate_(self.supernet, map(self._placed, self._calibration()))
+        calibrate_(self.supernet, map(self._placed, self.calibration_inputs()))
         scores = self.task.evaluate(self.compute.evaluating(self.supernet), "valid")
         metrics = {"valid_accuracy": float(scores["accuracy"]), "valid_loss": float(scores["loss"])}
         return Evaluated(architecture, metrics, self.costs_of(architecture))
@@ -358,8 +358,8 @@ class SupernetSearcher(ABC):
         """Return whether a child is within the run's budget."""
         return not self.limits().violations(self.costs_of(architecture))
 
-    def _calibration(self) -> Iterator[Tensor]:
-        """Yield training images without augmentation, as validation images come; always the same ones."""
+    def calibration_inputs(self) -> Iterator[Tensor]:
+        """Yield what statistics are taken from: training images without augmentation, always the same ones."""
         seed = seed_of(self.seed, "calibration")
         batches = self.task.batches("train", batch_size=self.batch_size, seed=seed)
         yield from (batch.inputs for batch in islice(batches, self.calibration_batches))
@@ -372,7 +372,7 @@ class SupernetSearcher(ABC):
         return Delivered(first.network, first.architecture, first.figures, first.label, others)
 
     def _delivered(self, label: str, architecture: Architecture) -> Delivered:
-        network = calibrate_(self.supernet.extract(architecture).to("cpu"), self._calibration())
+        network = calibrate_(self.supernet.extract(architecture).to("cpu"), self.calibration_inputs())
         child = self.known(architecture)
         figures = {} if child is None else {"one_shot_accuracy": child.accuracy}
         return Delivered(network.eval(), architecture, figures, label)

@@ -11,6 +11,8 @@ their labels. Children are scored with statistics of their own unless said other
 (c) Spearman's correlation between children inside the supernet and the same networks trained alone, from their own
     initial weights, for as many epochs; and the time of a step relative to the largest child's alone.
 
+Without ``--data`` only (b), on the digits that archsmith brings along (8x8 pixels), by the recipe of the command line.
+
 Run: ``OMP_NUM_THREADS=1 python benchmarks/evidence/bignas.py --data CIFAR`` (the folder with train.npy.xz)
 """
 
@@ -34,6 +36,7 @@ from archsmith.methods.bignas import Searcher, Settings, preset_settings
 from archsmith.run.intervals import mean_interval
 from archsmith.space import Architecture
 from archsmith.supernet.sampling import Uniform
+from archsmith.tasks import open_task
 from archsmith.tasks.augment import Augment
 from archsmith.tasks.vision import ImageClassification
 from archsmith.train.calibration import calibrate_
@@ -43,7 +46,7 @@ from archsmith.train.loop import LoopHooks, Position, next_epoch, train_epoch
 STAGES = (
     ((8, 16), (1, 2), (3,), (1,), 1, True),
     ((16, 24), (1, 2), (3, 5), (2, 4), 2, True),
-    ((24, 40), (1, 2, 3), (3, 5), (2, 4), 2, True),
+    ((24, 32), (1, 2), (3, 5), (2, 4), 2, True),
 )
 CHILDREN = 8
 """Compared with networks trained alone: the two ends and random ones."""
@@ -117,7 +120,7 @@ def alone(searcher: Searcher, child: Architecture) -> tuple[float, float]:
         train_epoch(network, optimizer, searcher.task, position, hooks, batch_size=s.batch_size, seed=searcher.seed)
         next_epoch(position)
     seconds = (time.process_time() - begun) / position.total
-    calibrate_(network, searcher._calibration())
+    calibrate_(network, searcher.calibration_inputs())
     return score(searcher, network), seconds
 
 
@@ -131,7 +134,7 @@ def without_calibration(searcher: Searcher, child: Architecture) -> dict[str, fl
     supernet: Any = searcher.supernet
     found = {"own": 100 * searcher.evaluate(child).accuracy}
     supernet.activate(searcher.family.largest())
-    calibrate_(supernet, searcher._calibration())
+    calibrate_(supernet, searcher.calibration_inputs())
     supernet.activate(child)
     found["of the largest"] = score(searcher, supernet)
     for module in supernet.modules():
@@ -181,16 +184,41 @@ def shown(values: list[float]) -> str:
     return f"{mean:.2f} ± {mean - low:.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
+def on_digits(seeds: int) -> None:
+    """Print (b) for the bundled digits."""
+    task = open_task("digits", label_smoothing=0.1)
+    family = bignas_family("tiny", image=task.input_shape, num_classes=task.num_classes)
+    settings = Settings(**preset_settings(task.input_shape))
+    scores: dict[str, dict[str, list[float]]] = {}
+    for seed in range(seeds):
+        for kind in ("sandwich", "random"):
+            searcher = Searcher(family=family, task=task, settings=settings, seed=seed, memory_format="channels_last")
+            if kind == "random":
+                searcher.rule = Uniform(family, settings.children)
+            trained(searcher)
+            for name, end in (("smallest", family.smallest()), ("largest", family.largest())):
+                accuracy = 100 * searcher.evaluate(end).accuracy
+                scores.setdefault(name, {}).setdefault(kind, []).append(accuracy)
+    for name, kinds in scores.items():
+        for kind, values in kinds.items():
+            print(f"  {name}, {kind}: {shown(values)}")
+        gains = [a - b for a, b in zip(kinds["sandwich"], kinds["random"], strict=True)]
+        print(f"  {name}, sandwich minus random: {shown(gains)}")
+
+
 def main() -> None:
     """Train, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--lr", type=float, default=0.3)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.data is None:
+        on_digits(given.seeds)
+        return
     task = subset(given.data, given.images)
     widths: dict[str, Any] = {"stem_stride": 1, "stem_widths": (8, 16), "head_widths": (64, 96), "stages": STAGES}
     family = bignas_family("small", image=task.input_shape, num_classes=10, **widths)

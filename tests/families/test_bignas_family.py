@@ -10,7 +10,7 @@ import torch
 
 from archsmith.core.errors import UserError
 from archsmith.cost import count
-from archsmith.families.bignas import bignas_family, open_family
+from archsmith.families.bignas import bignas_family, family_from_json, open_family
 from archsmith.families.bignas_space import (
     PRESETS,
     PUBLISHED_MODELS,
@@ -142,6 +142,14 @@ def test_resolutions_of_small_presets_follow_the_image():
     assert bignas_family("auto", image=(1, 28, 28), num_classes=10).table.resolutions == (20, 24, 28)
     assert bignas_family("auto", image=(1, 8, 8), num_classes=10).table.resolutions == (6, 8)
     assert small(resolutions=(8, 16)).table.resolutions == (8, 16)
+
+
+def test_tables_come_from_lists_as_files_write_them():
+    given = {"stages": [[[8, 16], [1, 2], [3], [1], 1, True]], "stem_widths": [8], "head_widths": [16, 32]}
+    family = open_family("bignas", image=(3, 8, 8), num_classes=5, preset="tiny", resolutions=[0.75, 1.0], **given)
+    assert family == family_from_json(json.loads(json.dumps(family.to_json())))
+    assert family.space.paths == ("resolution", "mb1/width", "mb1/depth", "head/width")
+    assert family.space.size == 2**4
 
 
 def test_strides_are_dropped_for_small_images():

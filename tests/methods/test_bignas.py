@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from archsmith import api
+from archsmith.cli import _summarise
 from archsmith.core.errors import UserError
 from archsmith.families.bignas import bignas_family
 from archsmith.layers.bignas import DropConnect
@@ -291,7 +292,8 @@ def words(run):
     return [*given, *(word for name, value in settings.items() for word in ("--set", f"{name}={value}"))]
 
 
-def test_a_run_exports_every_point_and_reports_the_set(tmp_path):
+def test_a_run_exports_every_point_and_reports_the_set(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     settings = {**QUICK, "epochs": 1, "batch_size": 32, "points": 2}
     options = {"settings": settings, "task_options": {"limit": 60}, "budget": HALF, "threads": 1, "quiet": True}
     outcome = api.search("digits", method="bignas", family="bignas", out=tmp_path / "run", **options)
@@ -300,6 +302,9 @@ def test_a_run_exports_every_point_and_reports_the_set(tmp_path):
     for each in outcome.result["outcomes"]:
         assert {"model.py", "weights.safetensors", "model.onnx"} <= set(each["files"])
         assert each["costs"]["macs"] <= outcome.result["limits"]["macs"]
+    _summarise(outcome)
+    shown = capsys.readouterr().out
+    assert all(f"networks/{label}" in shown.replace("\n", "") for label in labels)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "evaluated, coarse" in page and "chart-pareto" in page
 
