@@ -232,15 +232,18 @@ class Searcher(SupernetSearcher):
         return [Budget((Limit("macs", "<=", value, "", False), *others)) for value in [*macs[:-1], high]]
 
     def chosen(self) -> Sequence[tuple[str, Architecture]]:
-        """Return the best child of the whole budget, and behind it the smaller budgets' where nothing cheaper beats it.
+        """Return the best child of every budget, that of the whole budget first; of equally good ones the cheapest.
 
-        Before the selection: the costliest of the coarse grid.
+        So all are children that no other beats. Before the selection: the costliest of the coarse grid.
         """
         assert isinstance(self.strategy, CoarseToFine)
-        best = [each.architecture for each in self.strategy.best if each is not None]
-        if not best:
+        front = self.front()
+        if not front:
             return [("final", max(self.strategy.coarse, key=lambda each: self.costs_of(each)["macs"]))]
-        first = best[-1]
-        front = [child.architecture for child in self.front() if child.architecture in best[:-1]]
-        others = [child for child in front if child != first]
-        return [("final", first), *((f"point-{number}", child) for number, child in enumerate(others, start=1))]
+        smaller: list[Architecture] = []
+        for budget in self.budgets()[:-1]:
+            fitting = [child for child in front[:-1] if not budget.violations(child.costs)]
+            if fitting and fitting[-1].architecture not in smaller:
+                smaller.append(fitting[-1].architecture)
+        points = [(f"point-{number}", child) for number, child in enumerate(smaller, start=1)]
+        return [("final", front[-1].architecture), *points]

@@ -21,6 +21,7 @@ from archsmith.layers.bignas import DropConnect
 from archsmith.methods import load_method
 from archsmith.methods.bignas import Searcher, Settings, preset_settings
 from archsmith.run.costs import CostModel
+from archsmith.run.supernet_search import Evaluated
 from archsmith.space import Budget
 from archsmith.train.compute import Compute
 from archsmith.train.loop import Diverged
@@ -221,7 +222,10 @@ def test_a_search_trains_selects_and_delivers_within_the_budget():
         assert search.family.architecture_of(each.network) == each.architecture
         scores = search.task.evaluate(each.network, "valid")
         assert scores["accuracy"] == each.figures["one_shot_accuracy"]  # calibrated alone as inside
+    front = [child.architecture for child in search.front()]
+    assert delivered.architecture == front[-1] and {each.architecture for each in every} <= set(front)
     best = max(child.accuracy for child in search.evaluated)
+    assert best == -search.strategy.best[-1].loss
     assert delivered.figures["one_shot_accuracy"] == best
     assert len(search.evaluated) == len(figures[2]["evaluated"]) + 6
     macs, accuracies = zip(*figures[-1]["front"], strict=True)
@@ -237,6 +241,19 @@ def test_budgets_rise_geometrically_to_the_runs_own():
     assert macs[0] / low["macs"] == pytest.approx(macs[1] / macs[0]) == pytest.approx(macs[2] / macs[1])
     assert all(budget.limits[1].value == pytest.approx(0.9 * high["params"]) for budget in budgets)
     assert [limit.value for limit in searcher(points=1).budgets()[0].limits] == [high["macs"]]
+
+
+def test_of_equally_good_children_the_cheapest_is_delivered():
+    search = searcher(points=2)
+    space = search.family.space
+    small, large = search.family.smallest(), search.family.largest()
+    middle = space.validate({**small, "mb1/width": 16})
+    accuracies = ((large, 0.9), (middle, 0.9), (small, 0.5))
+    search.evaluated = [
+        Evaluated(each, {"valid_accuracy": accuracy, "valid_loss": 1.0}, search.costs_of(each))
+        for each, accuracy in accuracies
+    ]
+    assert search.chosen() == [("final", middle), ("point-1", small)]
 
 
 def test_before_the_selection_the_costliest_skeleton_within_the_budget_is_delivered():
