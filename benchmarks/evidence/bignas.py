@@ -11,7 +11,7 @@ their labels. Children are scored with statistics of their own unless said other
 (c) Spearman's correlation between children inside the supernet and the same networks trained alone, from their own
     initial weights, for as many epochs; and the time of a step relative to the largest child's alone.
 
-Without ``--data`` only (b), on the digits that archsmith brings along (8x8 pixels), by the recipe of the command line.
+Without ``--data`` only (a) and (b), on the bundled digits (8x8 pixels), by the recipe of the command line.
 
 Run: ``OMP_NUM_THREADS=1 python benchmarks/evidence/bignas.py --data CIFAR`` (the folder with train.npy.xz)
 """
@@ -184,12 +184,20 @@ def shown(values: list[float]) -> str:
     return f"{mean:.2f} ± {mean - low:.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
+def show_statistics(found: list[list[dict[str, float]]]) -> None:
+    """Print (a): means over the random children of each seed."""
+    print("\n(a) random children, %")
+    for name in ("own", "of the largest", "none"):
+        print(f"  statistics {name}: {shown([statistics.fmean(row[name] for row in rows) for rows in found])}")
+
+
 def on_digits(seeds: int) -> None:
-    """Print (b) for the bundled digits."""
+    """Print (a) and (b) for the bundled digits."""
     task = open_task("digits", label_smoothing=0.1)
     family = bignas_family("tiny", image=task.input_shape, num_classes=task.num_classes)
     settings = Settings(**preset_settings(task.input_shape))
     scores: dict[str, dict[str, list[float]]] = {}
+    statistics_of: list[list[dict[str, float]]] = []
     for seed in range(seeds):
         for kind in ("sandwich", "random"):
             searcher = Searcher(family=family, task=task, settings=settings, seed=seed, memory_format="channels_last")
@@ -199,6 +207,12 @@ def on_digits(seeds: int) -> None:
             for name, end in (("smallest", family.smallest()), ("largest", family.largest())):
                 accuracy = 100 * searcher.evaluate(end).accuracy
                 scores.setdefault(name, {}).setdefault(kind, []).append(accuracy)
+            if kind == "sandwich":
+                drawn = family.space.sample_many(np.random.default_rng(seed), CHILDREN - 2)
+                statistics_of.append([without_calibration(searcher, child) for child in drawn])
+        print(f"seed {seed}: {scores}", flush=True)
+    show_statistics(statistics_of)
+    print("(b) ends, %")
     for name, kinds in scores.items():
         for kind, values in kinds.items():
             print(f"  {name}, {kind}: {shown(values)}")
@@ -229,10 +243,7 @@ def main() -> None:
     for seed in range(given.seeds):
         found.append(one_seed(task, family, settings, seed))
         print(f"seed {seed}: {time.process_time() - begun:.0f} s of one core", flush=True)
-    print("\n(a) random children, %")
-    for name in ("own", "of the largest", "none"):
-        means = [statistics.fmean(row[name] for row in each["statistics"]) for each in found]
-        print(f"  statistics {name}: {shown(means)}")
+    show_statistics([each["statistics"] for each in found])
     print("(b) ends, %")
     for name in ("smallest", "largest"):
         rows = [each["ends"][name] for each in found]
