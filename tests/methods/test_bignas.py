@@ -266,7 +266,9 @@ def test_before_the_selection_the_costliest_skeleton_within_the_budget_is_delive
     assert not delivered.others and not delivered.figures
 
 
-@pytest.mark.parametrize("steps", [2, 7, 12, 16])
+@pytest.mark.parametrize(
+    "steps", [2, pytest.param(7, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.slow), 16]
+)
 def test_a_stopped_search_goes_on_bit_for_bit(steps):
     """Within an epoch, between epochs, within the coarse and the fine phase."""
     whole, halted = searcher(budget=HALF), searcher(budget=HALF)

@@ -193,6 +193,7 @@ def test_a_trained_supernet_is_searched_as_it_is(tmp_path: Path) -> None:
         searcher(supernet=str(tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_the_command_exports_every_point(tmp_path: Path) -> None:
     words = ["search", "--method", "linas", "--family", "bignas", "--task", "digits", "--threads", "1", "--quiet"]
     words += ["--objectives", "accuracy,params", "--task-set", "limit=60"]

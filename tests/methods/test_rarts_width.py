@@ -91,6 +91,7 @@ def test_each_network_sees_its_own_half(task, monkeypatch):
     assert seen["weights"] and seen["copy"] and not seen["weights"] & seen["copy"]
 
 
+@pytest.mark.slow
 def test_a_stronger_penalty_leaves_a_smaller_network_and_the_search_ends_alone(task):
     left = []
     for penalty in (0.0, 0.02, 0.2):
@@ -101,7 +102,7 @@ def test_a_stronger_penalty_leaves_a_smaller_network_and_the_search_ends_alone(t
     assert left[0] == 1.0 and left[0] > left[1] > left[2]
 
 
-@pytest.mark.parametrize("steps", [2, 7, 9])
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 7, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_stopped_search_goes_on_bit_for_bit(task, steps):
     whole, halted = searcher(task, ratio=0.3), searcher(task, ratio=0.3)
     to_the_end(whole)

@@ -125,7 +125,9 @@ def test_a_finished_run_is_only_read(finished):
     assert (finished / "journal.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("method", [pytest.param("shrink", marks=pytest.mark.slow), "figs", "rarts"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("shrink", marks=pytest.mark.slow), "figs", pytest.param("rarts", marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_delivers_within_the_budget_and_goes_on_bit_for_bit(tmp_path, method):
     settings = {"epochs_before": 0, "epochs_shrink": 2} if method != "shrink" else {"score": "taylor"}
     whole = quick(tmp_path / "whole", method=method, settings=settings)
