@@ -118,10 +118,12 @@ def killed_runs(starter: Starter, reference: Path, folder: Path, *, kills: int, 
     return total
 
 
-def test_a_run_killed_ten_times_ends_with_the_same_bits(starter: Starter, reference: Path, tmp_path: Path) -> None:
-    kills = killed_runs(starter, reference, tmp_path, kills=10, each=7)
+def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_bits(
+    starter: Starter, reference: Path, tmp_path: Path
+) -> None:
+    kills = killed_runs(starter, reference, tmp_path, kills=7, each=7)
     print(f"{kills} kills of the real process, all ends equal")
-    assert kills >= 10
+    assert kills >= 7
 
 
 @pytest.mark.slow

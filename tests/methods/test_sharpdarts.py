@@ -109,7 +109,7 @@ def test_max_w_can_be_left_out():
     assert searcher(detached_max=True).supernet.relaxation.detached
 
 
-@pytest.mark.parametrize(("family", "steps"), [(cells, 3), (grid, 3), (grid, 6)])
+@pytest.mark.parametrize(("family", "steps"), [(cells, 3), (grid, 3), pytest.param(grid, 6, marks=pytest.mark.slow)])
 def test_a_stopped_search_goes_on_bit_for_bit(family, steps):
     whole, halted = searcher(family()), searcher(family())
     stop_after(halted, steps)
