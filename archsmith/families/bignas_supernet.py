@@ -3,7 +3,7 @@
 A child is the first channels of every tensor, the first blocks of every stage and the centre of every depthwise
 kernel; its shortcuts are projected where its own width changes. Training normalises by batch statistics alone:
 momentum is 0 and nothing accumulates, because running statistics of one child say nothing of another. Take new ones
-(``archsmith.train.average.recalibrate``) before a child is evaluated in evaluation mode.
+(``archsmith.train.calibration.calibrate_``) before a child is evaluated in evaluation mode.
 
 Source: BigNAS, arXiv 2003.11142.
 """
@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from archsmith.families.bignas_space import resized
 from archsmith.layers.bignas import BigNasNet, InvertedResidual, ResidualEverywhere
-from archsmith.space import Architecture, ProductSpace
 from archsmith.supernet.elastic_slices import Part, SlicedAttribute, SlicedAxis, SlicedChildren, Slices
+from archsmith.supernet.sliced import SlicedSupernet
 
 if TYPE_CHECKING:
     from archsmith.families.bignas import BigNasFamily
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-class BigNasSupernet(nn.Module):
+class BigNasSupernet(SlicedSupernet[BigNasNet]):
     """The largest network with one active child; called, it computes the child.
 
     Args:
@@ -42,58 +42,11 @@ class BigNasSupernet(nn.Module):
     def __init__(self, family: BigNasFamily, *, seed: int | None = None) -> None:
         super().__init__()
         self.family = family
-        largest = family.largest()
-        self.network: BigNasNet = family.build(largest, seed=seed, idle=True)
+        self.network = family.build(family.largest(), seed=seed, idle=True)
         self._drop_needless_projections()
-        for module in self.network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = 0.0
-        self.slices = Slices(self.network, list(parts_of(self.network)))
-        self._whole = self._sizes(largest)
-        self.activate(largest)
+        self.begin_(family, Slices(self.network, list(parts_of(self.network))))
 
-    @property
-    def space(self) -> ProductSpace:
-        """The space whose architectures are slices."""
-        return self.family.space
-
-    def activate(self, architecture: Mapping[str, Any]) -> None:
-        """Make a child the one that the next forward passes compute.
-
-        Raises:
-            UserError: It is not of the space.
-        """
-        self.active: Architecture = self.space.validate(architecture)
-        # What a child does not reach stays whole, so that nothing has to be done about it.
-        self.slices.choose(self._whole | self._sizes(self.active))
-
-    def extract(self, architecture: Mapping[str, Any]) -> BigNasNet:
-        """Return a child as a network of its own, with copies of weights and running statistics.
-
-        Its running statistics are those that the supernet holds: recalibrate it.
-
-        Raises:
-            UserError: It is not of the space.
-        """
-        before = self.active
-        network = self.family.build(self.space.validate(architecture))
-        self.activate(architecture)
-        try:
-            with self.slices.active():
-                own = self.network.state_dict()
-                network.load_state_dict({name: own[name] for name in network.state_dict()})
-        finally:
-            self.activate(before)
-        example = next(self.network.parameters())
-        return network.to(example.device, example.dtype).train(self.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the active child's logits (B, num_classes) for images (B, C, H, W), resized to its resolution."""
-        with self.slices.active():
-            logits: Tensor = self.network(x)
-        return logits
-
-    def _sizes(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
+    def sizes(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
         """Return the size of everything that a genotype reaches, by the genes of ``parts_of``."""
         family, chosen = self.family, self.family.table.completed(architecture)
         channels = chosen["stem/width"]

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from archsmith.families.mobile_chain_space import divisible
 from archsmith.families.ofa_mobile_space import KERNELS, SQUEEZED, shape_of, squeeze_width
 from archsmith.layers.ofa_mobile import OfaBlock, OfaMobileNet
-from archsmith.space import Architecture, ProductSpace
 from archsmith.supernet.elastic_kernel import KernelTransform, kernel_parts
 from archsmith.supernet.elastic_slices import Part, SlicedAxis, SlicedChildren, Slices
+from archsmith.supernet.sliced import SlicedSupernet
 
 if TYPE_CHECKING:
     from archsmith.families.ofa_mobile import OfaMobileFamily
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-class OfaMobileSupernet(nn.Module):
+class OfaMobileSupernet(SlicedSupernet[OfaMobileNet]):
     """The largest network with one active child; called, it computes the child.
 
     Args:
@@ -43,8 +43,7 @@ class OfaMobileSupernet(nn.Module):
     def __init__(self, family: OfaMobileFamily, *, seed: int | None = None, kernel_transform: bool = True) -> None:
         super().__init__()
         self.family = family
-        largest = family.largest()
-        self.network: OfaMobileNet = family.build(largest, seed=seed)
+        self.network = family.build(family.largest(), seed=seed)
         self.transforms = nn.ModuleDict()
         parts: list[Part] = []
         for u, unit in enumerate(self.network.units):
@@ -57,54 +56,9 @@ class OfaMobileSupernet(nn.Module):
                 self.transforms[f"{u}-{b}"] = transform
                 parts += kernel_parts(f"units.{u}.{b}.depthwise.conv", conv, f"kernel.{u}.{b}", transform)
                 parts += _block_parts(f"units.{u}.{b}", block, f"{u}.{b}")
-        for module in self.network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = 0.0  # statistics of one child say nothing of another
-        self.slices = Slices(self.network, parts)
-        self._whole = self._sizes(largest)
-        self.activate(largest)
+        self.begin_(family, Slices(self.network, parts))
 
-    @property
-    def space(self) -> ProductSpace:
-        """The space whose architectures are slices."""
-        return self.family.space
-
-    def activate(self, architecture: Mapping[str, Any]) -> None:
-        """Make a child the one that the next forward passes compute.
-
-        Raises:
-            UserError: It is not of the space.
-        """
-        self.active: Architecture = self.space.validate(architecture)
-        # What a child does not reach stays whole, so that nothing has to be done about it.
-        self.slices.choose(self._whole | self._sizes(self.active))
-
-    def extract(self, architecture: Mapping[str, Any]) -> OfaMobileNet:
-        """Return a child as a network of its own; its kernels are those that the matrices give.
-
-        Its running statistics are those that the supernet holds: recalibrate it.
-
-        Raises:
-            UserError: It is not of the space.
-        """
-        before, example = self.active, next(self.network.parameters())
-        network = self.family.build(self.space.validate(architecture)).to(example.device, example.dtype)
-        self.activate(architecture)
-        try:
-            with self.slices.active():
-                own = self.network.state_dict()
-                network.load_state_dict({name: own[name] for name in network.state_dict()})
-        finally:
-            self.activate(before)
-        return network.train(self.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the active child's logits (B, num_classes) for images (B, C, H, W)."""
-        with self.slices.active():
-            logits: Tensor = self.network(x)
-        return logits
-
-    def _sizes(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
+    def sizes(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
         """Return the size of everything that a child reaches, by the genes of the parts."""
         sizes: dict[str, Any] = {}
         for u, blocks in enumerate(shape_of(architecture)):
