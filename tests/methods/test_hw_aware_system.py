@@ -154,6 +154,7 @@ def test_latency_is_an_objective_that_is_measured_once_for_each() -> None:
         searcher(budget="memory<=0.9x")
 
 
+@pytest.mark.slow
 def test_once_for_all_is_searched_too() -> None:
     own = open_family("ofa-mobile", image=(3, 8, 8), num_classes=3, width=0.125)
     run = searcher(own=own, evaluations=3)
@@ -161,7 +162,7 @@ def test_once_for_all_is_searched_too() -> None:
     assert len(run.evaluated) == 3 and run.deliver().network.constructor()["num_classes"] == 3
 
 
-@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_a_stopped_run_goes_on_bit_for_bit(steps: int) -> None:
     whole, halted = searcher(budget="macs<=0.9x"), searcher(budget="macs<=0.9x")
     stop_after(halted, steps)
