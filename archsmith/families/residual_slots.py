@@ -319,13 +319,14 @@ class SlotFamily:
         """Return the costs of everything outside of the slots: embeddings, head, final norm, shared norms.
 
         MACs are those of the linear layers and the head on every token; a pooler works once for each sequence. The
-        patch embedding of an image model (a convolution) works on every patch and is counted as such.
+        patch embedding of an image model (a convolution) works on every token but the class token.
         """
         owned: set[int] = set()
         for index, blocks in enumerate(self._blocks):
             for block in blocks:
                 owned |= {id(tensor) for _, tensor in tensors_of(self.layer(index), block)}
         params = sum(tensor.numel() for tensor in self.parent.parameters() if id(tensor) not in owned)
+        extra = sum(name.endswith(("cls_token", "distillation_token")) for name, _ in self.parent.named_parameters())
         token, sequence = 0, 0
         for name, module in self.parent.named_modules():
             if is_projection(module) and id(module.weight) not in owned:
@@ -333,6 +334,7 @@ class SlotFamily:
                 token, sequence = token + (not once) * module.weight.numel(), sequence + once * module.weight.numel()
             elif isinstance(module, nn.Conv2d) and module.weight.shape[2:] == tuple(module.stride):
                 token += module.weight.numel()
+                sequence -= extra * module.weight.numel()
         return SlotCost(params=params, token_macs=int(token), sequence_macs=int(sequence))
 
     def total_cost(self, arch: Mapping[str, Any]) -> SlotCost:
