@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import read_json, storage_errors, write_atomic, write_json
+from archsmith.families.slot_statistics import run_batch
 
 FORMAT_VERSION = 1
 
@@ -37,23 +38,18 @@ class LayerCall:
         args: Positional arguments; the first is the hidden state, unless it came as a keyword.
         kwargs: Keyword arguments; objects that are no plain values (a key-value cache) became None.
         output: The hidden state that it returned.
+        returned: Length of the tuple that it came in; 0 when it came alone.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: Tensor
+    returned: int = 0
 
     @property
     def hidden(self) -> Tensor:
         """The hidden state that went in."""
         return self.args[0] if self.args else self.kwargs["hidden_states"]
-
-
-def call_model(model: nn.Module, batch: Batch) -> Any:
-    """Call a model with a batch."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
 
 
 def token_mask(batch: Batch) -> Tensor | None:
@@ -74,7 +70,8 @@ def recorded(model: nn.Module, layer_paths: Sequence[str]) -> Iterator[dict[int,
 
     def hook(index: int) -> Callable[..., None]:
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            calls[index] = LayerCall(args, dict(kwargs), hidden_of(output))
+            length = len(output) if isinstance(output, tuple | list) else 0
+            calls[index] = LayerCall(args, dict(kwargs), hidden_of(output), length)
 
         return after
 
@@ -182,13 +179,16 @@ class ActivationCache:
             read = _Reader(file.get_tensor)
             row = spec["layers"][layer]
             kwargs = {name: read(value) for name, value in row["kwargs"].items()}
-            return LayerCall(tuple(read(value) for value in row["args"]), kwargs, read(row["output"]))
+            return LayerCall(tuple(read(value) for value in row["args"]), kwargs, read(row["output"]), row["returned"])
+
+    def batch(self, batch: int) -> Batch:
+        """Return what the model was called with."""
+        with safe_open(_file(self.folder, batch), framework="pt") as file:
+            return _Reader(file.get_tensor)(json.loads(file.metadata()["spec"])["batch"])
 
     def mask(self, batch: int) -> Tensor | None:
         """Return the tokens (B, T) of a batch that count, or None."""
-        with safe_open(_file(self.folder, batch), framework="pt") as file:
-            mask: Tensor | None = _Reader(file.get_tensor)(json.loads(file.metadata()["spec"])["mask"])
-            return mask
+        return token_mask(self.batch(batch))
 
 
 def _file(folder: Path, number: int) -> Path:
@@ -200,7 +200,7 @@ def _packed(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of one batch's calls, each once, and the specification that puts them together."""
     with torch.no_grad(), recorded(parent, layer_paths) as calls:
-        call_model(parent, batch)
+        run_batch(parent, batch)
     if missing := [path for index, path in enumerate(layer_paths) if index not in calls]:
         raise UserError("layers", missing[:3], allowed="layers that a call of the model runs through")
     write = _Writer()
@@ -219,9 +219,10 @@ def _packed(
                 "args": [write(value) for value in call.args],
                 "kwargs": {name: write(value) for name, value in call.kwargs.items()},
                 "output": write(call.output),
+                "returned": call.returned,
             }
         )
-    return write.tensors, {"layers": rows, "mask": write(token_mask(batch))}
+    return write.tensors, {"layers": rows, "batch": write(batch)}
 
 
 class _Writer:

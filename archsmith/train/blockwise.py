@@ -179,9 +179,9 @@ def train_block(
         for group in optimizer.param_groups:
             group["lr"] = annealed(step, peak=settings.lr, total=settings.steps, warmup=warmup, shape="cosine")
         loss = block_loss(layer, cache, index, order.pop())
-        if not math.isfinite(float(loss)):
-            raise ArchsmithError(f"The loss of a variant of layer {index} is {float(loss)} at step {step}; lower lr.")
-        loss.backward()  # type: ignore[no-untyped-call]
+        if not math.isfinite(value := loss.item()):
+            raise ArchsmithError(f"The loss of a variant of layer {index} is {value} at step {step}; lower lr.")
+        loss.backward()
         if settings.clip_norm:
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
@@ -189,8 +189,8 @@ def train_block(
     after = _held_out_loss(layer, cache, index, judges)
     if not after <= before:
         with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
+            for parameter, initial in zip(parameters, kept, strict=True):
+                parameter.copy_(initial)
     return {
         "loss_before": before,
         "loss": min(before, after),
@@ -394,7 +394,8 @@ def carry_out(
         collect(False)
     while pending:
         if complete and should_stop():
-            complete = not any([future.cancel() for future in pending])
+            given_up = [future.cancel() for future in pending]
+            complete = not any(given_up)
         finished, _ = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
         if finished:
             collect(False)

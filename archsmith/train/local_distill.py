@@ -101,7 +101,9 @@ def gkd_loss(
         UserError: Different numbers of layers, or different shapes.
     """
     if len(child_hidden) != len(parent_hidden):
-        raise UserError("hidden states", len(child_hidden), allowed=f"as many layers as the parent, {len(parent_hidden)}")
+        raise UserError(
+            "hidden states", len(child_hidden), allowed=f"as many layers as the parent, {len(parent_hidden)}"
+        )
     pairs = zip(child_hidden, parent_hidden, strict=True)
     loss = torch.stack([cosine_distance(own, wanted, mask=mask) for own, wanted in pairs]).sum()
     if child_logits is None or parent_logits is None:
