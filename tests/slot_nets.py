@@ -114,3 +114,28 @@ def answer(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def everywhere(family: SlotFamily, **choices: str) -> dict[str, str]:
     """Return the point that has these alternatives in every slot of their part."""
     return {slot.name: choices.get(slot.part, "parent") for slot in family.slots}
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def layer_call(family: SlotFamily, index: int, batch: dict[str, Tensor]) -> Call:
+    """Return the arguments with which the parent calls a layer, without a cache."""
+    seen: list[Call] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args, kwargs))
+
+    handle = family.layer(index).register_forward_pre_hook(record, with_kwargs=True)
+    uncached = {"use_cache": False} if hasattr(family.parent.config, "use_cache") else {}
+    with torch.no_grad():
+        family.parent(**batch, **uncached)
+    handle.remove()
+    return seen[0]
+
+
+def run_layer(layer: nn.Module, call: Call) -> Tensor:
+    with torch.no_grad():
+        found = layer(*call[0], **call[1])
+    output: Tensor = found[0] if isinstance(found, tuple) else found
+    return output

@@ -30,6 +30,7 @@ from archsmith.families.slot_alternatives import (
     named_alternative,
 )
 from archsmith.families.slot_costs import SlotCost
+from archsmith.families.slot_discovery import discover, observed, run_watched
 from archsmith.families.slot_layout import (
     ATTENTION,
     FFN,
@@ -77,6 +78,9 @@ class SlotFamily:
             Post-norm models have "norm" as well.
         layers: Path of the list of layers; found by itself where the structure is known.
         sub_blocks: What the sub-blocks of a layer are, where they have unknown names.
+        example: Arguments of one call of the parent (a mapping, a tuple, or a tensor). With it the parent is run once:
+            sub-blocks without known names are found on numbers (``slot_discovery``), and what cores return is seen.
+            Needed for models that are not of transformers unless ``sub_blocks`` says it all.
         registered: Alternatives of the user's own (``archsmith.families.slot_alternatives.Own``).
         kv_initialiser: How fewer key-value heads begin: "mean" or "prune".
         ranking: Which channels stay in a narrower FFN: "contribution", "iterative" or "norm".
@@ -103,6 +107,7 @@ class SlotFamily:
         alternatives: Mapping[str, Sequence[str]] | None = None,
         layers: str | None = None,
         sub_blocks: Sequence[SubBlock] | None = None,
+        example: Any = None,
         registered: Sequence[Alternative] = (),
         kv_initialiser: Literal["mean", "prune"] = "mean",
         ranking: Literal["contribution", "iterative", "norm"] = "contribution",
@@ -112,7 +117,8 @@ class SlotFamily:
         check_options(kv_initialiser, ranking, multiple)
         _check_finite(parent)
         self.parent = parent.eval()
-        self.layer_paths, self._blocks = locate(parent, layers=layers, sub_blocks=sub_blocks)
+        self.layer_paths, self._blocks = find_blocks(parent, layers, sub_blocks, example)
+        self._sub_blocks = sub_blocks
         self.registered = tuple(registered)
         self._options = {"kv_initialiser": kv_initialiser, "ranking": ranking, "multiple": multiple}
         self.ranking = ranking
@@ -319,13 +325,14 @@ class SlotFamily:
         """Return the costs of everything outside of the slots: embeddings, head, final norm, shared norms.
 
         MACs are those of the linear layers and the head on every token; a pooler works once for each sequence. The
-        patch embedding of an image model (a convolution) works on every patch and is counted as such.
+        patch embedding of an image model (a convolution) works on every token but the class token.
         """
         owned: set[int] = set()
         for index, blocks in enumerate(self._blocks):
             for block in blocks:
                 owned |= {id(tensor) for _, tensor in tensors_of(self.layer(index), block)}
         params = sum(tensor.numel() for tensor in self.parent.parameters() if id(tensor) not in owned)
+        extra = sum(name.endswith(("cls_token", "distillation_token")) for name, _ in self.parent.named_parameters())
         token, sequence = 0, 0
         for name, module in self.parent.named_modules():
             if is_projection(module) and id(module.weight) not in owned:
@@ -333,6 +340,7 @@ class SlotFamily:
                 token, sequence = token + (not once) * module.weight.numel(), sequence + once * module.weight.numel()
             elif isinstance(module, nn.Conv2d) and module.weight.shape[2:] == tuple(module.stride):
                 token += module.weight.numel()
+                sequence -= extra * module.weight.numel()
         return SlotCost(params=params, token_macs=int(token), sequence_macs=int(sequence))
 
     def total_cost(self, arch: Mapping[str, Any]) -> SlotCost:
@@ -365,6 +373,22 @@ class SlotFamily:
 
         self.statistics = collected(self, list(batches))
 
+    def verify(self, batch: Any, *, tolerance: float = 1e-5) -> None:
+        """Check on real inputs that the slots are what they are taken for; for models built in an unusual way.
+
+        A layer whose sub-blocks were all removed must return its input. Layers that hold weight matrices outside of
+        their slots cannot be checked like that and are passed over.
+
+        Args:
+            batch: Arguments of the parent.
+            tolerance: Allowed difference, relative to the largest value or 1.
+
+        Raises:
+            UserError: Names the first layer that does not, and its sub-blocks.
+        """
+        for index in range(len(self._blocks)):
+            check_layer(self, index, batch, tolerance)
+
     # ---- files ---------------------------------------------------------------------------------------------------
 
     def save(self, child: nn.Module, directory: str | Path) -> None:
@@ -377,7 +401,38 @@ class SlotFamily:
         """Return the child of a directory that ``save`` or ``save_pretrained`` wrote. See ``slot_files.load``."""
         from archsmith.families.slot_files import load
 
-        return load(directory, parent=self.parent, registered=self.registered)
+        blocks = self._sub_blocks
+        if blocks is None and not hasattr(self.parent, "config"):
+            every = [block for row in self._blocks for block in row]
+            blocks = [block for at, block in enumerate(every) if block not in every[:at]]
+        return load(directory, parent=self.parent, registered=self.registered, sub_blocks=blocks)
+
+
+def check_layer(family: SlotFamily, index: int, batch: Any, tolerance: float) -> None:
+    """Check that a layer without its sub-blocks returns its input; see ``SlotFamily.verify``.
+
+    Raises:
+        UserError: It does not.
+    """
+    parts = [block.part for block in family._blocks[index]]
+    owned = {name for block in family._blocks[index] for name, _ in tensors_of(family.layer(index), block)}
+    if any(p.dim() > 1 for name, p in family.layer(index).named_parameters() if name not in owned):
+        return
+    child = copy.deepcopy(family.parent)
+    layer = module_at(child, family.layer_paths[index])
+    family._replace_(layer, index, dict.fromkeys(parts, "none"), {})
+    row = run_watched(child, batch)[id(layer)]
+    if row.first is None or row.output is None or row.first.shape != row.output.shape:
+        gap, largest = float("inf"), 1.0
+    else:
+        gap, largest = float((row.output - row.first).abs().max()), max(1.0, float(row.first.abs().max()))
+    if not gap <= tolerance * largest:
+        raise UserError(
+            family.layer_paths[index],
+            Shown(f"a layer that changes its input by {gap:.3g} though {parts} were removed"),
+            allowed="a layer that is the sum of its input and its sub-blocks",
+            hint="Name the sub-blocks yourself with sub_blocks=[SubBlock(...)], norms and closing modules included.",
+        )
 
 
 PLAN = "archsmith_slots"
@@ -478,6 +533,25 @@ def on_meta(layer: nn.Module, config: Any = None) -> nn.Module:
     return made
 
 
+def find_blocks(
+    parent: nn.Module, layers: str | None, sub_blocks: Sequence[SubBlock] | None, example: Any
+) -> tuple[tuple[str, ...], tuple[tuple[SubBlock, ...], ...]]:
+    """Return layers and sub-blocks: as named, by known names, or by a run on an example.
+
+    Raises:
+        UserError: They are not found.
+    """
+    if example is None:
+        return locate(parent, layers=layers, sub_blocks=sub_blocks)
+    try:
+        paths, blocks = locate(parent, layers=layers, sub_blocks=sub_blocks)
+    except UserError:
+        if sub_blocks is not None:
+            raise
+        return discover(parent, example, layers=layers)
+    return paths, blocks if sub_blocks is not None else observed(parent, paths, blocks, example)
+
+
 def check_options(kv_initialiser: str, ranking: str, multiple: int) -> None:
     """Refuse options that do not exist.
 
@@ -521,7 +595,9 @@ __all__ = [
     "SlotCost",
     "SlotFamily",
     "SubBlock",
+    "check_layer",
     "default_alternatives",
+    "find_blocks",
     "load_tensors_",
     "on_meta",
     "plan_of",

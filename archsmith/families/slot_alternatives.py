@@ -400,6 +400,14 @@ class KVHeads(Alternative):
             )
         check_heads(site.block.kv_heads, self.heads)
         site.weight("key")
+        keys = site.block.kv_heads * site.block.head_dim
+        normed = [name for name, p in site.core.named_parameters() if "norm" in name and p.numel() == keys]
+        if normed and self.heads < site.block.kv_heads > 1:
+            raise UserError(
+                f"layer{site.index}.{self.part}",
+                Shown(f"{normed}, a norm over all key heads at once"),
+                allowed="attention whose heads are normalised one by one, or not at all",
+            )
         if "qkv" in site.block.roles and not hasattr(site.core, "split_size"):
             raise UserError(
                 f"layer{site.index}.{self.part}", Shown(type(site.core).__name__), allowed="GPT-2's fused attention"

@@ -191,6 +191,11 @@ def _load_pretrained(
         raise UserError(
             "directory", Shown(f"{folder} ({error})"), allowed="a folder that a child was saved in"
         ) from None
+    except RuntimeError as error:  # tensors of other shapes
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(
+            "weights", Shown(lines[-1] if lines else "tensors"), allowed="exactly the tensors of the child"
+        ) from None
     wrong = {key: value for key, value in report.items() if value}
     if wrong:
         raise UserError("weights", Shown(str(wrong)[:400]), allowed="exactly the tensors of the child")

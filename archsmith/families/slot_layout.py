@@ -9,6 +9,7 @@ named by hand (``SubBlock``), or found by running the model (``archsmith.familie
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,9 @@ _NORMS: tuple[tuple[tuple[str, ...], tuple[str, ...], bool], ...] = (
     (("layernorm_before",), ("layernorm_after",), False),
     (("sa_layer_norm",), ("output_layer_norm",), True),
     (("attention_norm",), ("ffn_norm",), False),
+    (("attn_norm",), ("mlp_norm",), False),
+    (("layer_norm1",), ("layer_norm2",), False),
+    (("self_attn_layer_norm",), ("final_layer_norm",), False),
     (("norm1",), ("norm2",), False),
     (("ln1",), ("ln2",), False),
 )
@@ -220,16 +224,38 @@ def sub_blocks_of(layer: nn.Module, model: nn.Module) -> tuple[SubBlock, ...]:
     for part in (ATTENTION, FFN):
         for core in _CORES[part]:
             module = module_at(layer, core)
-            if module is None or (roles := _roles(module, part, core)) is None:
+            if module is None or adds_itself(module):
                 continue
-            tuples = part == ATTENTION and config is not None
+            # Without known projections there is still "none", where norms of the layer show that the core adds nothing.
+            known = roles_of(module, part, core) or (two_projections(module, core) if part == FFN else {})
+            roles = known or ({} if norms[part] and not post else None)
+            if roles is None:
+                continue
+            tuples = isinstance(module, nn.MultiheadAttention) or (part == ATTENTION and config is not None)
             block = SubBlock(part, core, roles, norms[part], post_norm=post, returns_tuple=tuples)
-            found.append(_with_heads(layer, block, config) if part == ATTENTION else block)
+            found.append(_with_heads(layer, block, config) if part == ATTENTION and roles else block)
             break
     return tuple(found)
 
 
-def _roles(module: nn.Module, part: str, prefix: str) -> dict[str, str] | None:
+def two_projections(module: nn.Module, prefix: str) -> dict[str, str]:
+    """Return the roles of an FFN of two linear maps, out to a width and back, whatever their names."""
+    rows = [(name, child) for name, child in module.named_modules() if is_projection(child)]
+    if len(rows) != 2:
+        return {}
+    (up, first), (down, second) = rows
+    if tuple(weight_of(first).shape) != tuple(reversed(weight_of(second).shape)):
+        return {}
+    return {"up": f"{prefix}.{up}", "down": f"{prefix}.{down}"} if up and down else {}
+
+
+def adds_itself(core: nn.Module) -> bool:
+    """Return whether a module takes the residual stream as an argument and adds it (Bloom): nothing can replace it."""
+    return "residual" in inspect.signature(core.forward).parameters
+
+
+def roles_of(module: nn.Module, part: str, prefix: str) -> dict[str, str] | None:
+    """Return the paths of the projections of attention or an FFN that go by known names, or None."""
     roles = {}
     for role, names in _ROLES[part].items():
         for name in names:
@@ -244,26 +270,21 @@ def _roles(module: nn.Module, part: str, prefix: str) -> dict[str, str] | None:
 
 def _bert(layer: nn.Module, config: Any) -> tuple[SubBlock, ...] | None:
     """Return the sub-blocks of a layer in BERT's manner, where a closing module adds and normalises."""
+    found: list[SubBlock] = []
     core, closing = "attention.self", "attention.output"
-    needed = [f"{core}.query", f"{core}.key", f"{core}.value", f"{closing}.dense", "intermediate.dense", "output.dense"]
-    if not all(is_projection(module_at(layer, path)) for path in needed):
-        return None
-    roles = {"query": needed[0], "key": needed[1], "value": needed[2], "output": needed[3]}
-    post = module_at(layer, f"{closing}.LayerNorm") is not None
-    if not post:
-        return None
-    attention = SubBlock(
-        ATTENTION, core, roles, (f"{closing}.LayerNorm",), post_norm=True, closing=closing, returns_tuple=True
-    )
-    ffn = SubBlock(
-        FFN,
-        "intermediate",
-        {"up": needed[4], "down": needed[5]},
-        ("output.LayerNorm",),
-        post_norm=True,
-        closing="output",
-    )
-    return _with_heads(layer, attention, config), ffn
+    roles = {"query": f"{core}.query", "key": f"{core}.key", "value": f"{core}.value", "output": f"{closing}.dense"}
+    if _closes(layer, closing) and all(is_projection(module_at(layer, path)) for path in roles.values()):
+        norms = (f"{closing}.LayerNorm",)
+        block = SubBlock(ATTENTION, core, roles, norms, post_norm=True, closing=closing, returns_tuple=True)
+        found.append(_with_heads(layer, block, config))
+    if _closes(layer, "output") and is_projection(module_at(layer, "intermediate.dense")):
+        roles = {"up": "intermediate.dense", "down": "output.dense"}
+        found.append(SubBlock(FFN, "intermediate", roles, ("output.LayerNorm",), post_norm=True, closing="output"))
+    return tuple(found) or None
+
+
+def _closes(layer: nn.Module, path: str) -> bool:
+    return is_projection(module_at(layer, f"{path}.dense")) and module_at(layer, f"{path}.LayerNorm") is not None
 
 
 def _with_heads(layer: nn.Module, block: SubBlock, config: Any) -> SubBlock:

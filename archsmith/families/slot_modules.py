@@ -66,8 +66,8 @@ class NoMixer(StandIn):
     """Adds nothing to the residual stream."""
 
     def compute(self, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        """Return zeros that take no memory."""
-        return hidden.new_zeros(1).expand_as(hidden)
+        """Return zeros."""
+        return torch.zeros_like(hidden)  # not expanded from one: some layers add in place
 
 
 class PassMixer(StandIn):
@@ -108,8 +108,8 @@ class NoFFN(nn.Module):
     """Adds nothing to the residual stream."""
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return zeros that take no memory."""
-        return hidden.new_zeros(1).expand_as(hidden)
+        """Return zeros."""
+        return torch.zeros_like(hidden)  # not expanded from one: some layers add in place
 
 
 class KeepInput(nn.Module):

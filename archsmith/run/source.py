@@ -74,12 +74,26 @@ def standalone_source(
         "STD": _literal("input.normalisation.std", normalisation.get("std")),
         "CLASSES": _literal("input.classes", class_names),
     }
+    return source_of_call(call, _HEADER.format(name=call.name), facts)
+
+
+def source_of_call(call: Call, header: str, facts: Mapping[str, tuple[Any, ...]] | None = None) -> str:
+    """Return the text of a ``model.py`` with a docstring and constants of the caller's.
+
+    Args:
+        call: The network.
+        header: Docstring, ending with a newline.
+        facts: Constants by name, canonical literals.
+
+    Raises:
+        UserError: A class is not one of archsmith's layers.
+    """
     imports, definitions = _inline(call)
-    constants = "\n".join(f"{name} = {render(value, column=len(name) + 3)}" for name, value in facts.items())
+    constants = "\n".join(f"{name} = {render(value, column=len(name) + 3)}" for name, value in (facts or {}).items())
     result = render(call, indent=4, column=len("    return "))
     builder = f'def build() -> {call.name}:\n    """Return the network with random weights."""\n    return {result}'
-    header = _HEADER.format(name=call.name)
-    return "\n".join([header, imports, "", constants, "", "", "\n\n\n".join([*definitions, builder]), ""])
+    parts = [constants, "", ""] if constants else [""]
+    return "\n".join([header, imports, "", *parts, "\n\n\n".join([*definitions, builder]), ""])
 
 
 def source_of(architecture: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from slot_nets import answer, batch_for, everywhere, family_of, llama, worn
+from slot_nets import answer, batch_for, everywhere, family_of, layer_call, llama, run_layer, worn
 from torch import Tensor, nn
 
 from archsmith.core.errors import UserError
@@ -14,24 +14,6 @@ from archsmith.families.decoder import HFDecoderFamily
 from archsmith.families.residual_slots import SlotFamily, SubBlock
 
 BOTH = pytest.mark.parametrize("name", ["llama", "bert"])
-
-
-def layer_call(
-    family: SlotFamily, index: int, batch: dict[str, Tensor]
-) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Return the arguments with which the parent calls a layer."""
-    seen: list[tuple[tuple[object, ...], dict[str, object]]] = []
-    hook = lambda module, args, kwargs: seen.append((args, {**kwargs, "cache": None}))  # noqa: E731
-    handle = family.layer(index).register_forward_pre_hook(hook, with_kwargs=True)
-    answer(family.parent, batch)
-    handle.remove()
-    return seen[0]
-
-
-def run_layer(layer: nn.Module, call: tuple[tuple[object, ...], dict[str, object]]) -> Tensor:
-    with torch.no_grad():
-        found = layer(*call[0], **call[1])
-    return found[0] if isinstance(found, tuple) else found
 
 
 def test_slots_of_a_decoder_and_their_published_alternatives() -> None:
