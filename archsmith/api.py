@@ -87,6 +87,7 @@ def search(
     precision: str = "float32",
     compile: bool = False,
     micro_batches: int = 1,
+    latency: Mapping[str, Any] | None = None,
     time_limit: float | None = None,
     baselines: int = 0,
     quiet: bool = False,
@@ -108,10 +109,14 @@ def search(
         family_options: Options of the family (preset, rows, activation, ...).
         threads: Threads inside operators; default as many as the process may use (its share, under ``torchrun``).
         memory_format: "channels_last" or "contiguous".
-        device: "cpu", "cuda", or "auto" for a CUDA device where there is one. What is exported is computed on the CPU.
+        device: "cpu", "cuda", or "auto" for a CUDA device where there is one: where training takes place. Also where
+            the latency of a search is measured, for the methods that search for a device (bignas, linas, simq-nas);
+            "onnxruntime" trains on the CPU and measures exported files. What is exported is computed on the CPU.
         precision: "float32", or "bf16" to train under autocast; the exported network is float32 all the same.
         compile: Run the training forward by ``torch.compile``, anew after every cut.
         micro_batches: Compute every batch in this many parts one after another, each with its own batch statistics.
+        latency: Where latency is measured where that is not what ``device`` says: fields of
+            ``archsmith.cost.Deployment`` ("device", "precision", "threads").
         time_limit: Seconds after which the run ends with the best finished result so far.
         baselines: When above 0, train this many random architectures and the uniformly scaled network at the same cost
             afterwards, and compare in the report.
@@ -134,6 +139,7 @@ def search(
         section = {"name": task, "data": None if data is None else str(Path(data).absolute()), **options}
     else:
         opened, section = _own_task(task, data, task_options), {"name": task.name, "data": None, "own": True}
+    target = _latency_section(device, latency, module)
     config = validated(
         RunConfig,
         {
@@ -149,10 +155,11 @@ def search(
                 "memory_format": memory_format,
                 "processes": process_count(),
                 "micro_batches": micro_batches,
-                "device": resolve_device(device),
+                "device": resolve_device("cpu" if device == "onnxruntime" else device),
                 "precision": precision,
                 "compile": compile,
             },
+            "latency": target,
         },
         field="config",
     )
@@ -512,6 +519,22 @@ def _require_same_data(config: RunConfig, task: Task) -> None:
             allowed=f"the data of the configuration, digest {config.task_digest}",
             hint="The data or their split changed since; restore them, or start another run.",
         )
+
+
+def _latency_section(device: str, given: Mapping[str, Any] | None, module: ModuleType) -> dict[str, Any] | None:
+    """Return where latency is measured as the configuration keeps it: None for what was always the default.
+
+    A search for a device measures where it trains, unless something else was asked for or it cannot.
+    """
+    devices = getattr(module, "LATENCY_DEVICES", ())
+    if device not in ("auto", "cpu", "cuda", "onnxruntime"):
+        raise UserError("device", device, allowed="auto, cpu, cuda" + (", onnxruntime" if devices else ""))
+    section = {name: value for name, value in (given or {}).items() if value is not None}
+    if device == "onnxruntime" or (devices and resolve_device(device) in devices):
+        section.setdefault("device", "onnxruntime" if device == "onnxruntime" else resolve_device(device))
+    if section == {"device": "cpu"} and "cpu" in devices:
+        return None
+    return section or None
 
 
 def _with_objectives(

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from archsmith.core.errors import ArchsmithError
 from archsmith.core.files import write_atomic
-from archsmith.cost import measure_latency
+from archsmith.cost import Latency, claim, measure_latency
 from archsmith.run.checkpoints import Checkpoint, CheckpointStore
 from archsmith.run.costs import CostModel, exact_costs
+from archsmith.run.deployed import deployed_record
 from archsmith.run.diagnose import diagnose
 from archsmith.run.directory import Run
 from archsmith.run.export import export_network
@@ -51,6 +52,7 @@ class Delivered:
             their ``others`` are not looked at. The first network is the one that reports speak of.
         files: Further files by name, written beside the network's own (the same network quantised, say).
         record: What is known of them, plain JSON; "further" in the outcome's record.
+        deployed: Name of the file among them that runs on the device, and whose latency counts.
     """
 
     network: nn.Module
@@ -60,6 +62,7 @@ class Delivered:
     others: Sequence[Delivered] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
+    deployed: str | None = None
 
 
 class Monitor(Protocol):
@@ -263,7 +266,7 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
     labels = [each.label for each in every]
     assert len(set(labels)) == len(labels), f"outcomes need labels of their own, got {labels}"
     outcomes = [_finished(run, each, task, costs) for each in every]
-    notes = []
+    notes = _broken_claims(outcomes, costs)
     if missing := missing_onnx_packages():
         notes.append(f"ONNX was not written: {', '.join(missing)} not installed (pip install 'archsmith[onnx]').")
     result: dict[str, Any] = {
@@ -287,13 +290,27 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
     return {**result, "diagnosis": [asdict(finding) for finding in found]}
 
 
+def _broken_claims(outcomes: Sequence[Mapping[str, Any]], costs: CostModel) -> list[str]:
+    """Return what to say of networks whose latency, measured at the end, does not keep its limit."""
+    limit = costs.limits.get("latency")
+    found = []
+    for each in outcomes if limit is not None else ():
+        latency = Latency.from_dict(each["costs"]["latency"])
+        if claim(latency, float(limit or 0)) != "holds":
+            low, high = latency.interval_ms
+            found.append(
+                f"{each['label']}: measured at the end, its latency is {latency.median_ms:.4g} ms (95 % interval "
+                f"{low:.4g} to {high:.4g}{', too unsteady to claim' if latency.noisy else ''}), the limit {limit:.4g}."
+            )
+    return found
+
+
 def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> dict[str, Any]:
     """Return the record of one network after writing and checking its files."""
     network = copy.deepcopy(delivered.network).eval()
     use_memory_format_(network, torch.contiguous_format)
     metrics, split = evaluated(run, network, task)
     exact = exact_costs(network, task.input_shape)
-    latency = measure_latency(network, torch.zeros(1, *task.input_shape))
     folder = f"networks/{delivered.label}"
     files = export_network(
         network,
@@ -309,7 +326,15 @@ def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> d
     )
     for name, content in delivered.files.items():
         write_atomic(run.path / folder / name, content)
-    further = {"further": {**delivered.record, "files": sorted(delivered.files)}} if delivered.files else {}
+    further: dict[str, Any] = {}
+    if delivered.files:
+        further["further"] = {**delivered.record, "files": sorted(delivered.files)}
+    if costs.deployment is None:
+        latency = measure_latency(network, torch.zeros(1, *task.input_shape))
+    else:
+        latency, further["deployed"] = deployed_record(
+            network, run.path / folder, costs.deployment, costs.calibration, task, file=delivered.deployed
+        )
     return {
         **further,
         "label": delivered.label,

@@ -150,8 +150,6 @@ def test_latency_is_an_objective_that_is_measured_once_for_each() -> None:
     ]
     with pytest.raises(UserError, match="nothing measures it"):
         searcher(objectives=["latency"], costs=False)
-    with pytest.raises(UserError, match="computed beforehand"):
-        searcher(budget="memory<=0.9x")
 
 
 def test_once_for_all_is_searched_too() -> None:
