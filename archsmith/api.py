@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from archsmith.config import RunConfig, read_config, validated
 from archsmith.core.errors import Shown, UserError
@@ -794,6 +794,44 @@ def _read(run: Run) -> Outcome:
     result = run.result()
     assert result is not None
     return Outcome(run.path, result)
+
+
+def export(
+    run: str | Path,
+    *,
+    points: Sequence[int] | Literal["all"] = (),
+    out: str | Path | None = None,
+    task: Task | None = None,
+) -> list[dict[str, Any]]:
+    """Return the measured Pareto set of a search in a supernet, or write points of it as finished networks.
+
+    Args:
+        run: Folder of the run.
+        points: Numbers of points, or "all"; none returns the set.
+        out: Where a folder "front-NUMBER" for each point goes; "exported" in the run by default.
+        task: The task object, when the run was started with one of your own.
+
+    Returns:
+        Without points, a row for each point of the set: "point", metrics, costs. Else their records, as outcomes of
+        ``result.json``.
+
+    Raises:
+        UserError: Not a run, one of another kind of method, no such point, or its data changed.
+    """
+    from archsmith.run.export_points import export_points, front_rows, restored
+
+    with Run.open(Path(run)) as opened:
+        config = validated(RunConfig, opened.config, field="config")
+        own = task or task_of(config)
+        _require_same_data(config, own)
+        with threads_pinned(config.runtime.threads), open_workers(config.runtime.device) as workers:
+            costs, searcher = prepare(config, own, _module_of(config), opened, workers)
+            search = restored(opened, searcher)
+            rows = front_rows(search)
+            if not points:
+                return rows
+            numbers = [row["point"] for row in rows] if points == "all" else [int(point) for point in points]
+            return export_points(opened, search, own, costs, numbers, Path(out or Path(run) / "exported"))
 
 
 def verify(run: str | Path, *, trust: bool = False) -> Report:

@@ -246,6 +246,35 @@ def report(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a search in a supernet: bignas, linas, simq-nas.")],
+    point: Annotated[
+        list[str] | None, typer.Option(help="Number of a point of the measured Pareto set, or all; repeat.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the networks go. [default: RUN/exported]")] = None,
+) -> None:
+    """Show the measured Pareto set of a search, or write points of it as finished, checked networks."""
+    from archsmith import api
+
+    given = point or []
+    if wrong := [each for each in given if each != "all" and not each.isdigit()]:
+        raise UserError("--point", wrong[0], allowed="a number of the list that archsmith export RUN shows, or all")
+    if not given:
+        rows = api.export(run)
+        table = Table(title=f"the measured Pareto set of {escape(str(run))}", title_justify="left")
+        for name in rows[0]:
+            table.add_column(name.replace("_", " "), justify="right")
+        for row in rows:
+            table.add_row(*(f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for value in row.values()))
+        Console().print(table)
+        typer.echo(f"Next: archsmith export {run} --point {rows[-1]['point']}, or --point all")
+        return
+    for record in api.export(run, points="all" if "all" in given else [int(each) for each in given], out=out):
+        accuracy = f"valid accuracy {100 * record['metrics']['valid_accuracy']:.2f} %"
+        typer.echo(f"{record['folder']}: {accuracy}, {_latency_text(record['costs']['latency'])}")
+
+
+@app.command()
 def verify(
     run: Annotated[Path, typer.Argument(help="Folder of a finished or stopped run.")],
     trust: Trust = False,

@@ -389,7 +389,7 @@ class Searcher(SupernetSearcher):
 
     # ------------------------------------------------------------------ the result
 
-    def _delivered(self, label: str, architecture: Architecture) -> Delivered:
+    def delivered_as(self, label: str, architecture: Architecture) -> Delivered:
         """Return the child in fp32 as the network, and beside it the quantised file that was measured."""
         found = self.known(architecture) or self.evaluate(architecture)
         file = self.evaluator.file(architecture)

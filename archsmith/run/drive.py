@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -265,7 +266,7 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
     every = [delivered, *delivered.others]
     labels = [each.label for each in every]
     assert len(set(labels)) == len(labels), f"outcomes need labels of their own, got {labels}"
-    outcomes = [_finished(run, each, task, costs) for each in every]
+    outcomes = [finish_one(run, each, task, costs) for each in every]
     notes = _broken_claims(outcomes, costs)
     if missing := missing_onnx_packages():
         notes.append(f"ONNX was not written: {', '.join(missing)} not installed (pip install 'archsmith[onnx]').")
@@ -305,16 +306,33 @@ def _broken_claims(outcomes: Sequence[Mapping[str, Any]], costs: CostModel) -> l
     return found
 
 
-def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> dict[str, Any]:
-    """Return the record of one network after writing and checking its files."""
+def finish_one(
+    run: Run,
+    delivered: Delivered,
+    task: Task,
+    costs: CostModel,
+    *,
+    folder: Path | None = None,
+    test: bool = True,
+) -> dict[str, Any]:
+    """Return the record of one network after writing and checking its files.
+
+    Args:
+        run: The open run.
+        delivered: The network.
+        task: The task of the run.
+        costs: Its costs.
+        folder: Where the files go; "networks/LABEL" of the run if None.
+        test: Whether the test part is read.
+    """
     network = copy.deepcopy(delivered.network).eval()
     use_memory_format_(network, torch.contiguous_format)
-    metrics, split = evaluated(run, network, task)
+    metrics, split = evaluated(run, network, task, test=test)
     exact = exact_costs(network, task.input_shape)
-    folder = f"networks/{delivered.label}"
+    place = run.path / "networks" / delivered.label if folder is None else folder
     files = export_network(
         network,
-        run.path / folder,
+        place,
         family=run.config["family"]["name"],
         input_shape=task.input_shape,
         normalisation=task.normalisation,
@@ -325,7 +343,7 @@ def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> d
         digest=delivered.architecture.digest,
     )
     for name, content in delivered.files.items():
-        write_atomic(run.path / folder / name, content)
+        write_atomic(place / name, content)
     further: dict[str, Any] = {}
     if delivered.files:
         further["further"] = {**delivered.record, "files": sorted(delivered.files)}
@@ -333,12 +351,12 @@ def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> d
         latency = measure_latency(network, torch.zeros(1, *task.input_shape))
     else:
         latency, further["deployed"] = deployed_record(
-            network, run.path / folder, costs.deployment, costs.calibration, task, file=delivered.deployed
+            network, place, costs.deployment, costs.calibration, task, file=delivered.deployed
         )
     return {
         **further,
         "label": delivered.label,
-        "folder": folder,
+        "folder": str(place.relative_to(run.path)) if folder is None else str(place),
         "files": files,
         "metrics": metrics,
         "costs": {
@@ -350,10 +368,10 @@ def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> d
     }
 
 
-def evaluated(run: Run, network: nn.Module, task: Task) -> tuple[dict[str, float], str]:
+def evaluated(run: Run, network: nn.Module, task: Task, *, test: bool = True) -> tuple[dict[str, float], str]:
     """Return the metrics of a delivered network on the validation and test images, and the split of its examples."""
     metrics = _named("valid", task.evaluate(network.forward, "valid"))
-    if "test" not in task.splits:
+    if "test" not in task.splits or not test:
         return metrics, "valid"
     run.count_test_read("final evaluation")
     return {**metrics, **_named("test", task.evaluate(network.forward, "test"))}, "test"

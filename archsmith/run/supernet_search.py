@@ -498,10 +498,11 @@ class SupernetSearcher(ABC):
 
     def deliver(self) -> Delivered:
         """Return the chosen children as networks of their own, with the supernet's weights and own statistics."""
-        first, *others = [self._delivered(label, architecture) for label, architecture in self.chosen()]
+        first, *others = [self.delivered_as(label, architecture) for label, architecture in self.chosen()]
         return replace(first, others=others)
 
-    def _delivered(self, label: str, architecture: Architecture) -> Delivered:
+    def delivered_as(self, label: str, architecture: Architecture) -> Delivered:
+        """Return a child as a network of its own, under a label."""
         network = calibrate_(self.supernet.extract(architecture).to("cpu"), self.calibration_inputs())
         child = self.known(architecture)
         figures = {} if child is None else {"one_shot_accuracy": child.accuracy}

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from bignas_runs import BIGNAS, TRAINING, words
 from darts_runs import copied, small_task, stop_after, to_the_end
 from search_samples import Notes
 
@@ -25,10 +26,8 @@ from archsmith.space import Budget
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-TRAINING = {"epochs": 1, "batch_size": 16, "children": 2, "calibration_batches": 1}
-LEVELS = {"resolution": 2, "width": 2, "depth": 1, "kernel": 1, "expansion": 1}
 QUICK = {
-    bignas: {**TRAINING, "optimizer": "sgd", "lr": 0.05, "levels": LEVELS, "mutations": 8, "points": 3},
+    bignas: BIGNAS,
     hw_aware_system: {**TRAINING, "evaluations": 14, "population": 6, "inner_evaluations": 40, "points": 3},
     simq_nas: {**TRAINING, "lr": 0.05, "calibration_images": 12, "ranges": "minmax", "population": 4,
                "inner_evaluations": 20, "evaluations": 8, "points": 2},
@@ -221,13 +220,6 @@ def test_what_is_measured_and_scored_is_the_network_as_it_runs(deployment, monke
     assert same == (deployment.precision == "fp32")
     event = run.costs._journal.events("latency_measured")[-1]
     assert event["latency"]["provenance"]["backend"] == "onnxruntime"
-
-
-def words(out, *more):
-    quick = {**QUICK[bignas], "batch_size": 32, "mutations": 4, "points": 1, "levels": json.dumps(LEVELS)}
-    given = ["search", "--method", "bignas", "--task", "digits", "--task-set", "limit=60", "--threads", "1", "--quiet"]
-    given += [word for name, value in quick.items() for word in ("--set", f"{name}={value}")]
-    return [*given, "--out", str(out), *more]
 
 
 def test_the_command_delivers_and_verifies_an_int8_file(tmp_path, monkeypatch):
