@@ -432,6 +432,9 @@ def advise(
         bool, typer.Option("--own-model", help="You have a model that should become smaller.")
     ] = False,
     objectives: Annotated[int, typer.Option(help="Number of things to improve at once.")] = 1,
+    devices: Annotated[int, typer.Option(help="Devices, or budgets, that need a network each.")] = 1,
+    latency: Annotated[bool, typer.Option("--latency", help="Latency is improved or limited.")] = False,
+    family: Annotated[str | None, typer.Option(help="Name of a family; see archsmith families.")] = None,
 ) -> None:
     """Say what to use, from figures that were measured, with random search beside them."""
     from archsmith.run.advise import advise as measured
@@ -448,6 +451,16 @@ def advise(
             soft_wrap=True,
         )
         return
+    if objectives > 1 or devices != 1 or latency:
+        from archsmith.run.advise_devices import device_advice
+
+        trained = evaluations is not None and devices == 1 and family is None and not latency
+        lines = device_advice(
+            objectives=objectives, devices=devices, latency=latency, family=family, trained=trained or data != "images"
+        )
+        for line in lines:
+            console.print(line, soft_wrap=True)
+        return
     if evaluations is None:
         if data != "images":
             console.print(f"Nothing was measured for {escape(data)} in a single run. With --evaluations N there is.")
@@ -459,11 +472,6 @@ def advise(
             "Measured (docs/systems/atomnas.md): on the digits it is no better than random networks of the same cost; "
             "compare yours with --baselines 3.",
             soft_wrap=True,
-        )
-        return
-    if objectives > 1:
-        console.print(
-            "Several objectives: strategy nsga2 (measured against random search in docs/guide/strategies.md)."
         )
         return
     step, found = measured(evaluations)

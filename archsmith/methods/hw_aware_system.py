@@ -92,7 +92,8 @@ class Settings(BaseModel):
         inner_evaluations: J, predictions of one inner search.
         points: Most networks that are delivered, spread over the measured Pareto set.
         calibration_batches: Training batches for a sub-network's statistics.
-        supernet: Safetensors file with the weights of a trained super-network; None trains one first.
+        supernet: Safetensors file with the weights of a trained super-network, or the folder of a run that trained one
+            (for another device, say); None trains one first.
         epochs: Epochs of that training.
         batch_size: Images for one step.
         lr: Largest learning rate; a cosine takes it to zero.
@@ -343,14 +344,24 @@ def _result(child: Evaluated) -> Result:
 def load_supernet_(supernet: nn.Module, file: Path) -> None:
     """Give a super-network the weights of a safetensors file: those of its ``state_dict``.
 
+    Args:
+        supernet: The super-network.
+        file: The file, or the folder of a run: then the newest of its checkpoints.
+
     Raises:
         UserError: No such file, or tensors that are missing, unknown or of another shape.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if file.is_dir():
+        found = sorted((file / "checkpoints").glob("*.safetensors"))
+        file = found[-1] if found else file
     try:
         tensors = load_file(file)
+        inside = "supernet."
+        if any(name.startswith(inside) for name in tensors):  # a checkpoint, which has the optimiser's as well
+            tensors = {name.removeprefix(inside): each for name, each in tensors.items() if name.startswith(inside)}
     except (OSError, SafetensorError) as error:
         raise UserError(
             "settings.supernet", str(file), allowed="a safetensors file with the weights of the super-network"
