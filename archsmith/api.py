@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from archsmith.config import RunConfig, read_config, validated
 from archsmith.core.errors import Shown, UserError
@@ -87,6 +87,7 @@ def search(
     precision: str = "float32",
     compile: bool = False,
     micro_batches: int = 1,
+    latency: Mapping[str, Any] | None = None,
     time_limit: float | None = None,
     baselines: int = 0,
     quiet: bool = False,
@@ -108,10 +109,14 @@ def search(
         family_options: Options of the family (preset, rows, activation, ...).
         threads: Threads inside operators; default as many as the process may use (its share, under ``torchrun``).
         memory_format: "channels_last" or "contiguous".
-        device: "cpu", "cuda", or "auto" for a CUDA device where there is one. What is exported is computed on the CPU.
+        device: "cpu", "cuda", or "auto" for a CUDA device where there is one: where training takes place. Also where
+            the latency of a search is measured, for the methods that search for a device (bignas, linas, simq-nas);
+            "onnxruntime" trains on the CPU and measures exported files. What is exported is computed on the CPU.
         precision: "float32", or "bf16" to train under autocast; the exported network is float32 all the same.
         compile: Run the training forward by ``torch.compile``, anew after every cut.
         micro_batches: Compute every batch in this many parts one after another, each with its own batch statistics.
+        latency: Where latency is measured where that is not what ``device`` says: fields of
+            ``archsmith.cost.Deployment`` ("device", "precision", "threads").
         time_limit: Seconds after which the run ends with the best finished result so far.
         baselines: When above 0, train this many random architectures and the uniformly scaled network at the same cost
             afterwards, and compare in the report.
@@ -134,6 +139,7 @@ def search(
         section = {"name": task, "data": None if data is None else str(Path(data).absolute()), **options}
     else:
         opened, section = _own_task(task, data, task_options), {"name": task.name, "data": None, "own": True}
+    target = _latency_section(device, latency, module)
     config = validated(
         RunConfig,
         {
@@ -149,10 +155,11 @@ def search(
                 "memory_format": memory_format,
                 "processes": process_count(),
                 "micro_batches": micro_batches,
-                "device": resolve_device(device),
+                "device": resolve_device("cpu" if device == "onnxruntime" else device),
                 "precision": precision,
                 "compile": compile,
             },
+            "latency": target,
         },
         field="config",
     )
@@ -514,6 +521,22 @@ def _require_same_data(config: RunConfig, task: Task) -> None:
         )
 
 
+def _latency_section(device: str, given: Mapping[str, Any] | None, module: ModuleType) -> dict[str, Any] | None:
+    """Return where latency is measured as the configuration keeps it: None for what was always the default.
+
+    A search for a device measures where it trains, unless something else was asked for or it cannot.
+    """
+    devices = getattr(module, "LATENCY_DEVICES", ())
+    if device not in ("auto", "cpu", "cuda", "onnxruntime"):
+        raise UserError("device", device, allowed="auto, cpu, cuda" + (", onnxruntime" if devices else ""))
+    section = {name: value for name, value in (given or {}).items() if value is not None}
+    if device == "onnxruntime" or (devices and resolve_device(device) in devices):
+        section.setdefault("device", "onnxruntime" if device == "onnxruntime" else resolve_device(device))
+    if section == {"device": "cpu"} and "cpu" in devices:
+        return None
+    return section or None
+
+
 def _with_objectives(
     settings: dict[str, Any], objectives: Sequence[str] | None, method: str, module: ModuleType
 ) -> dict[str, Any]:
@@ -771,6 +794,44 @@ def _read(run: Run) -> Outcome:
     result = run.result()
     assert result is not None
     return Outcome(run.path, result)
+
+
+def export(
+    run: str | Path,
+    *,
+    points: Sequence[int] | Literal["all"] = (),
+    out: str | Path | None = None,
+    task: Task | None = None,
+) -> list[dict[str, Any]]:
+    """Return the measured Pareto set of a search in a supernet, or write points of it as finished networks.
+
+    Args:
+        run: Folder of the run.
+        points: Numbers of points, or "all"; none returns the set.
+        out: Where a folder "front-NUMBER" for each point goes; "exported" in the run by default.
+        task: The task object, when the run was started with one of your own.
+
+    Returns:
+        Without points, a row for each point of the set: "point", metrics, costs. Else their records, as outcomes of
+        ``result.json``.
+
+    Raises:
+        UserError: Not a run, one of another kind of method, no such point, or its data changed.
+    """
+    from archsmith.run.export_points import export_points, front_rows, restored
+
+    with Run.open(Path(run)) as opened:
+        config = validated(RunConfig, opened.config, field="config")
+        own = task or task_of(config)
+        _require_same_data(config, own)
+        with threads_pinned(config.runtime.threads), open_workers(config.runtime.device) as workers:
+            costs, searcher = prepare(config, own, _module_of(config), opened, workers)
+            search = restored(opened, searcher)
+            rows = front_rows(search)
+            if not points:
+                return rows
+            numbers = [row["point"] for row in rows] if points == "all" else [int(point) for point in points]
+            return export_points(opened, search, own, costs, numbers, Path(out or Path(run) / "exported"))
 
 
 def verify(run: str | Path, *, trust: bool = False) -> Report:
