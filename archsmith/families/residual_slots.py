@@ -367,7 +367,8 @@ class SlotFamily:
         """Run the parent on calibration batches and keep what ranks channels and key-value heads.
 
         Args:
-            batches: Arguments of the parent: mappings (keywords), tuples, or single tensors.
+            batches: Arguments of the parent: mappings (keywords), tuples, or single tensors. Padding does not count
+                where a mapping has an "attention_mask" (B, T).
         """
         from archsmith.families.slot_statistics import collected
 
@@ -418,7 +419,8 @@ def check_layer(family: SlotFamily, index: int, batch: Any, tolerance: float) ->
     owned = {name for block in family._blocks[index] for name, _ in tensors_of(family.layer(index), block)}
     if any(p.dim() > 1 for name, p in family.layer(index).named_parameters() if name not in owned):
         return
-    child = copy.deepcopy(family.parent)
+    shared = [*family.parent.parameters(), *family.parent.buffers()]
+    child = copy.deepcopy(family.parent, {id(tensor): tensor for tensor in shared})  # no second set of weights
     layer = module_at(child, family.layer_paths[index])
     family._replace_(layer, index, dict.fromkeys(parts, "none"), {})
     row = run_watched(child, batch)[id(layer)]
