@@ -205,3 +205,15 @@ def test_activations_that_are_not_finite_are_refused() -> None:
     family.parent.model.embed_tokens.register_forward_hook(lambda module, args, output: output * math.inf)
     with pytest.raises(UserError, match=r"activations of layer0.attention: got NaN or infinite"):
         family.collect_statistics([batch_for("llama")])
+
+
+def test_padding_does_not_count_in_a_calibration_pass() -> None:
+    family, ids = family_of("bert"), batch_for("bert", length=5)["input_ids"]
+    family.collect_statistics([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    alone = family.statistics
+    padded = torch.cat([ids, torch.full((2, 4), 9)], 1)
+    mask = torch.cat([torch.ones_like(ids), torch.zeros(2, 4, dtype=torch.long)], 1)
+    family.collect_statistics([{"input_ids": padded, "attention_mask": mask}])
+    for name, rows in alone.items():
+        for key, scores in rows.items():
+            torch.testing.assert_close(family.statistics[name][key], scores, rtol=1e-4, atol=1e-5)
