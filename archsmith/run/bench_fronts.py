@@ -1,8 +1,8 @@
 """Comparing strategies by the fronts they find: several objectives, equal evaluations and seeds, random always there.
 
-An arena is a data set of a benchmark table with some of its columns as objectives, or Once-for-All's published accuracy
-predictor with the latency of a phone, which answers for its whole space. Nothing is trained. A search is judged by the
-hypervolume of everything it has measured; searches are recorded one by one and never done twice.
+An arena is a data set of a benchmark table with some of its columns as objectives, or one of Once-for-All's published
+accuracy predictors (with the latency of a phone, or MACs), which answer for their whole spaces. Nothing is trained. A
+search is judged by the hypervolume of everything it has measured; searches are recorded one by one and never done twice.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import write_atomic
 from archsmith.core.rng import numpy_stream
 from archsmith.evaluate.ofa_predictor import LATENCY_FILE, OfaLatency, OfaPredictor, OfaPredictorEvaluator
+from archsmith.evaluate.ofa_resnet_predictor import OfaResnetPredictor
 from archsmith.evaluate.tables import open_table
 from archsmith.run.bench import RANDOM_SEARCH, Arena, Contender, arena_of, metrics_of
 from archsmith.run.charts import line, plain_layout
@@ -34,6 +35,9 @@ from archsmith.strategies import open_strategy
 
 PHONE = "ofa-mobile/note10"
 """The arena of the published predictor: accuracy, MACs, parameters, and the latency of a Samsung Note10 in ms."""
+
+RESNET = "ofa-resnet50/macs"
+"""The arena of the published predictor of the elastic ResNet50: accuracy, MACs and parameters."""
 
 PHONE_REFERENCE = {"latency": 70.0, "valid_accuracy": 72.0}
 """Reference point of the published objectives there."""
@@ -100,10 +104,13 @@ def open_arena(text: str, data: str | Path, names: Sequence[str]) -> FrontArena:
 
         costs = ("macs", "params", "latency")
         return _with_references(text, known.space, predicted, names, "valid_accuracy", costs, PHONE_REFERENCE)
+    if text == RESNET:
+        resnet = OfaResnetPredictor(data)
+        return _with_references(text, resnet.space, resnet.measure, names, "valid_accuracy", ("macs", "params"), {})
     try:
         arena: Arena = arena_of(text)
     except UserError as error:
-        raise UserError("--arena", text, allowed=f"{PHONE}, or {error.allowed}") from error
+        raise UserError("--arena", text, allowed=f"{PHONE}, {RESNET}, or {error.allowed}") from error
     table = open_table(arena.table, data)
     metric, _ = metrics_of(table, arena)
     columns = {name: np.asarray(column) for name, column in table.costs.get(arena.dataset, {}).items()}

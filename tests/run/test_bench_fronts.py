@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(arena, tmp_path):
 
 
 def test_arenas_and_objectives_that_do_not_exist_are_named(tmp_path):
-    with pytest.raises(UserError, match="--arena: got 'none'; allowed: ofa-mobile/note10, or TABLE/DATASET"):
+    with pytest.raises(UserError, match="--arena: got 'none'; allowed: ofa-mobile/note10, ofa-resnet50/macs, or TABLE"):
         open_arena("none", tmp_path, ["accuracy", "macs"])
     with pytest.raises(UserError, match=r"latency-table-note10-ofa\.json"):
         open_arena(PHONE, tmp_path, ["accuracy", "latency"])
