@@ -2,7 +2,7 @@
 
 An arena is a data set of a benchmark table with some of its columns as objectives, or one of Once-for-All's published
 accuracy predictors (with the latency of a phone, or MACs), which answer for their whole spaces. Nothing is trained. A
-search is judged by the hypervolume of everything it has measured; searches are recorded one by one and never done twice.
+search is judged by the hypervolume of everything it has measured; each is recorded, and never done twice.
 """
 
 from __future__ import annotations
