@@ -647,8 +647,8 @@ def _summarise(outcome: Outcome) -> None:
         rows["budget"] = f"{result['budget']}: {_kept(result, costs)}"
     rows["time"] = f"{result['seconds']:.0f} s"
     rows["test reads"] = result["test_reads"]
-    for note in result["notes"]:
-        rows["note"] = note
+    for number, note in enumerate(result["notes"], start=1):
+        rows["note" if number == 1 else f"note {number}"] = note
     for file in best["files"]:
         rows[file] = outcome.folder / file
     for other in result["outcomes"][1:]:
