@@ -408,6 +408,55 @@ def bench(
     return result
 
 
+def bench_fronts(
+    strategies: Sequence[str],
+    arenas: Sequence[str],
+    objectives: Sequence[str],
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    budget: str = "evaluations<=100",
+    seeds: int = 10,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Compare strategies by the fronts they find; go on if ``out`` holds the same comparison unfinished.
+
+    Args:
+        strategies: As in ``bench``, of several objectives ("linas", "nsga2"). Random search is added.
+        arenas: "TABLE/DATASET", or "ofa-mobile/note10": Once-for-All's accuracy predictor with a phone's latencies.
+        objectives: "accuracy" and costs of the arenas, two or three.
+        out: Folder of the comparison; ``report.html`` is written there.
+        data: As in ``bench``.
+        budget: "evaluations<=100", of one search.
+        seeds: Searches of each strategy in each arena, at least 2.
+        quiet: No progress.
+
+    Returns:
+        The content of ``result.json``: for each arena the table of the contenders.
+
+    Raises:
+        UserError: Something given is wrong; nothing was run.
+    """
+    from archsmith.run.bench import bench_budget, contender_of
+    from archsmith.run.bench_fronts import FrontsConfig, run_fronts, write_fronts_report
+
+    limits = bench_budget(budget)
+    if set(limits) != {"evaluations"}:
+        raise UserError("--budget", budget, allowed="evaluations<=N with --objectives")
+    values = {
+        "contenders": [contender_of(text) for text in strategies],
+        "arenas": list(arenas),
+        "objectives": list(objectives),
+        "evaluations": limits["evaluations"],
+        "seeds": seeds,
+        "data": str(_tables_folder(data).absolute()),
+    }
+    config = validated(FrontsConfig, values, field="bench")
+    result = run_fronts(config, out, say=(lambda text: None) if quiet else say)
+    write_fronts_report(out, result)
+    return result
+
+
 def bench_methods(
     methods: Sequence[str],
     tasks: Sequence[str],

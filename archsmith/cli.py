@@ -358,6 +358,13 @@ def bench(
     data: Annotated[Path | None, typer.Option(help="Folder of the benchmark tables.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; typed again, it goes on.")] = Path("runs/bench"),
     workers: Annotated[int, typer.Option(help="Processes; the numbers do not depend on it.")] = 1,
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare fronts: accuracy and costs of the arenas (accuracy,latency), judged by hypervolume. Arenas "
+            "are then tables, or ofa-mobile/note10: Once-for-All's accuracy predictor with a phone's latencies."
+        ),
+    ] = None,
     count_repeats: Annotated[
         bool, typer.Option("--count-repeats", help="Evaluating the same network again costs as much as the first time.")
     ] = False,
@@ -375,6 +382,13 @@ def bench(
 
     if methods:
         _compare_methods(methods, tasks or ["digits"], out, cost, seeds, random, seconds)
+        return
+
+    if objectives is not None:
+        names = [name.strip() for name in objectives.split(",")]
+        _compare_fronts(
+            strategies or ["linas", "nsga2"], arenas or ["ofa-mobile/note10"], names, data, budget, seeds, out
+        )
         return
 
     result = api.bench(
@@ -398,6 +412,31 @@ def bench(
             table.add_column(BENCH_COLUMNS[number], overflow="fold", justify="right" if number else "left")
         for row in bench_rows(arena):
             table.add_row(*(escape(row[number]) for number in short))
+        console.print(table)
+    console.print(f"report {out / 'report.html'}", soft_wrap=True)
+
+
+def _compare_fronts(
+    strategies: list[str],
+    arenas: list[str],
+    objectives: list[str],
+    data: Path | None,
+    budget: str,
+    seeds: int,
+    out: Path,
+) -> None:
+    """Print the tables of strategies compared by their fronts."""
+    from archsmith import api
+    from archsmith.run.bench_fronts import FRONT_COLUMNS, front_rows, reference_text
+
+    result = api.bench_fronts(strategies, arenas, objectives, out=out, data=data, budget=budget, seeds=seeds)
+    console = Console()
+    for arena in result["arenas"]:
+        table = Table(title=f"{arena['arena']}, reference {reference_text(arena)}", title_justify="left")
+        for number, name in enumerate(FRONT_COLUMNS):
+            table.add_column(name, overflow="fold", justify="right" if number else "left")
+        for row in front_rows(arena):
+            table.add_row(*map(escape, row))
         console.print(table)
     console.print(f"report {out / 'report.html'}", soft_wrap=True)
 
@@ -608,8 +647,8 @@ def _summarise(outcome: Outcome) -> None:
         rows["budget"] = f"{result['budget']}: {_kept(result, costs)}"
     rows["time"] = f"{result['seconds']:.0f} s"
     rows["test reads"] = result["test_reads"]
-    for note in result["notes"]:
-        rows["note"] = note
+    for number, note in enumerate(result["notes"], start=1):
+        rows["note" if number == 1 else f"note {number}"] = note
     for file in best["files"]:
         rows[file] = outcome.folder / file
     for other in result["outcomes"][1:]:

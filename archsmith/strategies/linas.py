@@ -178,6 +178,11 @@ class MeasureRefitSearch(Strategy):
             listed = list(self.space.enumerate())
             fits = self._violations(listed) == 0
             self._take(chosen, [each for each, fit in zip(listed, fits, strict=True) if fit], wanted)
+        if not chosen and self._costs:
+            # All that was looked at is predicted to break a measured limit. Predictions err: ask for the nearest.
+            others = self.breeding.architectures(self.breeding.sample(rng, DRAWS * wanted))
+            nearest = np.argsort(self._violations(others), kind="stable")
+            self._take(chosen, [others[int(at)] for at in nearest], wanted)
         return chosen
 
     def _take(self, chosen: list[Architecture], candidates: Sequence[Architecture], wanted: int) -> None:
