@@ -75,6 +75,10 @@ def search(
         str | None,
         typer.Option(help="Name of a family; see archsmith families. [default: the first of the method, else mobile]"),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="For instatune: a Hugging Face folder, or module:factory, whose code is executed."),
+    ] = None,
     objectives: Annotated[
         str | None, typer.Option(help='For methods that return a Pareto set, for example "accuracy,latency".')
     ] = None,
@@ -121,6 +125,7 @@ def search(
         task,
         method=method,
         family=family,
+        model=model,
         budget=budget,
         out=out or Path("runs") / f"{method}-{task}",
         seed=seed,

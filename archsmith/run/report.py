@@ -393,12 +393,19 @@ def _pareto_set(facts: Facts) -> Html:
     outcomes = facts.result["outcomes"]
     if selected[-1].get("axis", "macs") == "size":
         return _quantised_set(selected, outcomes)
+    axis = str(selected[-1].get("axis", "macs"))
+
+    def cost(costs: Mapping[str, Any]) -> float:
+        return float(costs["latency"]["median_ms"] if axis == "latency" else costs[axis])
+
+    points = [cost for epoch in selected for cost, _ in epoch["evaluated"]]
     figure = set_charts.selection(
         {epoch["phase"]: epoch["evaluated"] for epoch in selected},
         selected[-1]["front"],
-        [(each["label"], each["costs"]["macs"], each["metrics"]["valid_accuracy"]) for each in outcomes],
-        largest=facts.result["reference"]["macs"],
-        limit=facts.result["limits"].get("macs"),
+        [(each["label"], cost(each["costs"]), each["metrics"]["valid_accuracy"]) for each in outcomes],
+        largest=max(points) if axis == "latency" else facts.result["reference"][axis],
+        limit=facts.result["limits"].get(axis),
+        axis=axis,
     )
     split = "test" if "test_accuracy" in facts.best["metrics"] else "valid"
     rows = [

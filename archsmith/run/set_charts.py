@@ -9,7 +9,12 @@ from archsmith.run.charts import Figure, plain_layout
 Point = Sequence[float]
 """A cost and validation accuracy in [0, 1]."""
 
-AXES = {"macs": ("million MACs", "M", 1e6), "size": ("size in kB, by the bits of every layer", "kB", 1e3)}
+AXES = {
+    "macs": ("million MACs", "M", 1e6),
+    "size": ("size in kB, by the bits of every layer", "kB", 1e3),
+    "params": ("million parameters", "M", 1e6),
+    "latency": ("latency in ms, measured", "ms", 1.0),
+}
 """Title, unit and divisor by cost."""
 
 _PHASES = ("var(--k0)", "var(--k3)", "var(--k4)", "var(--k5)")
