@@ -276,18 +276,16 @@ def _tokenizer_of(model: str | None, task: str) -> dict[str, Any]:
 
 
 def _own_method(name: str) -> ModuleType:
-    """Return the module of a method that works on the user's network."""
+    """Return the module of a method that shrinks the user's network."""
     from archsmith.run import shrink_model
 
-    if name == shrink_model.SYSTEM["slug"]:
-        return shrink_model
-    kind = "search" if any(row["slug"] == name and row["kind"] == "search" for row in method_table()) else "shrink"
-    return load_method(name, kind=kind)[1]
+    return shrink_model if name == shrink_model.SYSTEM["slug"] else load_method(name, kind="shrink")[1]
 
 
 def _module_of(config: RunConfig) -> ModuleType:
     """Return the module of a configuration's method."""
-    return _own_method(config.method) if is_own(config) else load_method(config.method)[1]
+    searches = any(row["slug"] == config.method and row["kind"] == "search" for row in method_table())
+    return _own_method(config.method) if is_own(config) and not searches else load_method(config.method)[1]
 
 
 def resume(

@@ -19,7 +19,7 @@ from archsmith.core.files import sha256_of
 from archsmith.core.protocols import Logger
 from archsmith.core.rng import seed_of
 from archsmith.cost import load_target, measure_latency
-from archsmith.layers.token_classifier import pretrained_classifier
+from archsmith.families.pretrained import pretrained_classifier
 from archsmith.run.costs import exact_costs
 from archsmith.run.rebuild import read_weights
 from archsmith.space import Budget

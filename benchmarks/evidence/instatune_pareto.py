@@ -283,7 +283,7 @@ def picture(seeds: list[dict], path: Path) -> None:
         yaxis_title="test accuracy in % (872 sentences)",
         legend={"x": 0.6, "y": 0.03, "yanchor": "bottom", "bgcolor": "rgba(255,255,255,0.8)"},
     )
-    figure.write_html(path, include_plotlyjs=True)
+    figure.write_html(path, include_plotlyjs=True, config={"displayModeBar": False})
 
 
 def _points(go, rows: list[dict], name: str, colour: str, symbol: str, opacity: float):

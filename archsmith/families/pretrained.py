@@ -7,13 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from archsmith.core.errors import MissingExtra, Shown, UserError
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = "model.safetensors"
 
 
 class TokenClassifier(nn.Module):
@@ -47,8 +46,8 @@ def pretrained_classifier(
     """Return a classifier on the encoder of a Hugging Face folder; the linear layer on top is new.
 
     Args:
-        folder: With ``config.json`` and weights (``model.safetensors`` or ``pytorch_model.bin``). No code of the folder
-            is executed, and nothing is downloaded.
+        folder: With ``config.json`` and weights (``model.safetensors``: nothing is unpickled). No code of the folder is
+            executed, and nothing is downloaded.
         classes: Number of classes.
         pad_id: Id of the padding.
         vocabulary: Ids that the task makes; checked against the encoder's.
@@ -91,11 +90,16 @@ def _built(factory: Any, config: Any) -> Any:
 
 def _load(encoder: nn.Module, path: Path) -> None:
     """Load the weights of the encoder, called with or without the name that a model with a head gives it."""
-    file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
-    if file is None:
-        raise UserError("model", Shown(f"{path} without weights"), allowed=" or ".join(WEIGHTS))
+    file = path / WEIGHTS
+    if not file.is_file():
+        raise UserError(
+            "model",
+            Shown(f"{path} without weights"),
+            allowed=f"{WEIGHTS} in it",
+            hint="Other forms are unpickled, which executes code: save the network anew by save_pretrained.",
+        )
     try:
-        read = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        read = load_file(file)
     except Exception as error:
         raise UserError("model", str(file), allowed="weights that can be read") from error
     prefix = f"{getattr(encoder, 'base_model_prefix', '')}."
