@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from archsmith.config import RunConfig, read_config, validated
 from archsmith.core.errors import Shown, UserError
@@ -89,6 +89,7 @@ def search(
     precision: str = "float32",
     compile: bool = False,
     micro_batches: int = 1,
+    latency: Mapping[str, Any] | None = None,
     time_limit: float | None = None,
     baselines: int = 0,
     quiet: bool = False,
@@ -112,10 +113,14 @@ def search(
         family_options: Options of the family (preset, rows, activation, ...).
         threads: Threads inside operators; default as many as the process may use (its share, under ``torchrun``).
         memory_format: "channels_last" or "contiguous".
-        device: "cpu", "cuda", or "auto" for a CUDA device where there is one. What is exported is computed on the CPU.
+        device: "cpu", "cuda", or "auto" for a CUDA device where there is one: where training takes place. Also where
+            the latency of a search is measured, for the methods that search for a device (bignas, linas, simq-nas);
+            "onnxruntime" trains on the CPU and measures exported files. What is exported is computed on the CPU.
         precision: "float32", or "bf16" to train under autocast; the exported network is float32 all the same.
         compile: Run the training forward by ``torch.compile``, anew after every cut.
         micro_batches: Compute every batch in this many parts one after another, each with its own batch statistics.
+        latency: Where latency is measured where that is not what ``device`` says: fields of
+            ``archsmith.cost.Deployment`` ("device", "precision", "threads").
         time_limit: Seconds after which the run ends with the best finished result so far.
         baselines: When above 0, train this many random architectures and the uniformly scaled network at the same cost
             afterwards, and compare in the report.
@@ -141,6 +146,7 @@ def search(
         section = {"name": task, "data": None if data is None else str(Path(data).absolute()), **options}
     else:
         opened, section = _own_task(task, data, task_options), {"name": task.name, "data": None, "own": True}
+    target = _latency_section(device, latency, module)
     config = validated(
         RunConfig,
         {
@@ -156,10 +162,11 @@ def search(
                 "memory_format": memory_format,
                 "processes": process_count(),
                 "micro_batches": micro_batches,
-                "device": resolve_device(device),
+                "device": resolve_device("cpu" if device == "onnxruntime" else device),
                 "precision": precision,
                 "compile": compile,
             },
+            "latency": target,
         },
         field="config",
     )
@@ -437,6 +444,55 @@ def bench(
     return result
 
 
+def bench_fronts(
+    strategies: Sequence[str],
+    arenas: Sequence[str],
+    objectives: Sequence[str],
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    budget: str = "evaluations<=100",
+    seeds: int = 10,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Compare strategies by the fronts they find; go on if ``out`` holds the same comparison unfinished.
+
+    Args:
+        strategies: As in ``bench``, of several objectives ("linas", "nsga2"). Random search is added.
+        arenas: "TABLE/DATASET", or "ofa-mobile/note10": Once-for-All's accuracy predictor with a phone's latencies.
+        objectives: "accuracy" and costs of the arenas, two or three.
+        out: Folder of the comparison; ``report.html`` is written there.
+        data: As in ``bench``.
+        budget: "evaluations<=100", of one search.
+        seeds: Searches of each strategy in each arena, at least 2.
+        quiet: No progress.
+
+    Returns:
+        The content of ``result.json``: for each arena the table of the contenders.
+
+    Raises:
+        UserError: Something given is wrong; nothing was run.
+    """
+    from archsmith.run.bench import bench_budget, contender_of
+    from archsmith.run.bench_fronts import FrontsConfig, run_fronts, write_fronts_report
+
+    limits = bench_budget(budget)
+    if set(limits) != {"evaluations"}:
+        raise UserError("--budget", budget, allowed="evaluations<=N with --objectives")
+    values = {
+        "contenders": [contender_of(text) for text in strategies],
+        "arenas": list(arenas),
+        "objectives": list(objectives),
+        "evaluations": limits["evaluations"],
+        "seeds": seeds,
+        "data": str(_tables_folder(data).absolute()),
+    }
+    config = validated(FrontsConfig, values, field="bench")
+    result = run_fronts(config, out, say=(lambda text: None) if quiet else say)
+    write_fronts_report(out, result)
+    return result
+
+
 def bench_methods(
     methods: Sequence[str],
     tasks: Sequence[str],
@@ -548,6 +604,22 @@ def _require_same_data(config: RunConfig, task: Task) -> None:
             allowed=f"the data of the configuration, digest {config.task_digest}",
             hint="The data or their split changed since; restore them, or start another run.",
         )
+
+
+def _latency_section(device: str, given: Mapping[str, Any] | None, module: ModuleType) -> dict[str, Any] | None:
+    """Return where latency is measured as the configuration keeps it: None for what was always the default.
+
+    A search for a device measures where it trains, unless something else was asked for or it cannot.
+    """
+    devices = getattr(module, "LATENCY_DEVICES", ())
+    if device not in ("auto", "cpu", "cuda", "onnxruntime"):
+        raise UserError("device", device, allowed="auto, cpu, cuda" + (", onnxruntime" if devices else ""))
+    section = {name: value for name, value in (given or {}).items() if value is not None}
+    if device == "onnxruntime" or (devices and resolve_device(device) in devices):
+        section.setdefault("device", "onnxruntime" if device == "onnxruntime" else resolve_device(device))
+    if section == {"device": "cpu"} and "cpu" in devices:
+        return None
+    return section or None
 
 
 def _with_objectives(
@@ -807,6 +879,51 @@ def _read(run: Run) -> Outcome:
     result = run.result()
     assert result is not None
     return Outcome(run.path, result)
+
+
+def export(
+    run: str | Path,
+    *,
+    points: Sequence[int] | Literal["all"] = (),
+    out: str | Path | None = None,
+    task: Task | None = None,
+    trust: bool = False,
+) -> list[dict[str, Any]]:
+    """Return the measured Pareto set of a search in a supernet, or write points of it as finished networks.
+
+    Args:
+        run: Folder of the run.
+        points: Numbers of points, or "all"; none returns the set.
+        out: Where a folder "front-NUMBER" for each point goes; "exported" in the run by default.
+        task: The task object, when the run was started with one of your own.
+        trust: Execute the factory that the run names, where its network is one of your own.
+
+    Returns:
+        Without points, a row for each point of the set: "point", metrics, costs. Else their records, as outcomes of
+        ``result.json``.
+
+    Raises:
+        UserError: Not a run, one of another kind of method, no such point, or its data changed.
+    """
+    from archsmith.run.export_points import export_points, front_rows, restored
+
+    with Run.open(Path(run)) as opened:
+        config = validated(RunConfig, opened.config, field="config")
+        _require_trust(config, trust)
+        own = task or task_of(config)
+        _require_same_data(config, own)
+        with threads_pinned(config.runtime.threads), open_workers(config.runtime.device) as workers:
+            costs: Any
+            if is_own(config):
+                costs, searcher = prepare_own(config, own, _module_of(config), opened)
+            else:
+                costs, searcher = prepare(config, own, _module_of(config), opened, workers)
+            search = restored(opened, searcher)
+            rows = front_rows(search)
+            if not points:
+                return rows
+            numbers = [row["point"] for row in rows] if points == "all" else [int(point) for point in points]
+            return export_points(opened, search, own, costs, numbers, Path(out or Path(run) / "exported"))
 
 
 def verify(run: str | Path, *, trust: bool = False) -> Report:

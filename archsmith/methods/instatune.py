@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import numpy as np
 import torch
@@ -36,10 +36,9 @@ from archsmith.atoms.trace import Forward
 from archsmith.core.errors import UserError
 from archsmith.core.rng import numpy_stream, seed_of
 from archsmith.evaluate.subnets import SubnetEvaluator
-from archsmith.run.costs import LATENCY_MARGIN
 from archsmith.run.drive import Delivered
 from archsmith.run.own_supernet import ElasticFamily, SubnetCosts
-from archsmith.run.supernet_search import Evaluated, SupernetSearcher
+from archsmith.run.supernet_search import SupernetSearcher
 from archsmith.space import Architecture, Objective, Result, pareto_front, sample_by_decisions
 from archsmith.strategies.base import Strategy
 from archsmith.strategies.linas import MeasureRefitSearch
@@ -445,19 +444,16 @@ class Searcher(SupernetSearcher):
                 allowed="0 in a run",
                 hint="From Python, fine_tune_(..., teacher=...) takes a strong teacher.",
             )
-        self.settings, self.elastic, self.subnet_costs = settings, family.elastic, costs
-        self.axis = next(name for name in settings.objectives if name != "accuracy")
-        self.weighed = (
-            OBJECTIVES[0],
-            *(Objective(name, "minimize") for name in settings.objectives if name != "accuracy"),
-        )
+        self.settings, self.elastic = settings, family.elastic
+        weighed = (Objective(name, "minimize") for name in settings.objectives if name != "accuracy")
+        self.objectives = (OBJECTIVES[0], *weighed)
         super().__init__(
             family=family,
             task=task,
             epochs=settings.epochs,
             batch_size=settings.batch_size,
             calibration_batches=1,
-            costs=None,
+            costs=cast(Any, costs),  # what a search asks of a cost model
             seed=seed,
         )
 
@@ -484,41 +480,22 @@ class Searcher(SupernetSearcher):
         s = self.settings
         seed = seed_of(self.seed, "selection")
         space = self.elastic.space
-        return MeasureRefitSearch(space, objectives=self.weighed, seed=seed, initial=s.initial, batch=s.batch)
+        return MeasureRefitSearch(space, objectives=self.objectives, seed=seed, initial=s.initial, batch=s.batch)
 
     def make_parts(self) -> dict[str, int]:
         """Return the one part of the selection."""
         return {"search": self.settings.evaluations}
 
-    def evaluate(self, architecture: Architecture) -> Evaluated:
-        """Return a subnet with the supernet's present weights; there are no statistics to take."""
+    def scores_inside(self, architecture: Architecture) -> dict[str, float]:
+        """Return accuracy and loss of a subnet with the supernet's present weights; there are no statistics to take."""
         self.elastic.activate(architecture)
         self.elastic.eval()
         scores = self.task.evaluate(self.compute.evaluating(self.elastic), "valid")
-        metrics = {"valid_accuracy": float(scores["accuracy"]), "valid_loss": float(scores["loss"])}
-        return Evaluated(architecture, metrics, self.costs_of(architecture))
+        return {"valid_accuracy": float(scores["accuracy"]), "valid_loss": float(scores["loss"])}
 
-    def costs_of(self, architecture: Architecture) -> dict[str, float]:
-        """Return exact MACs and parameters, and the measured latency where it is an objective or limited."""
-        costs: dict[str, float] = dict(self.elastic.costs(architecture))
-        if "latency" in (*self.settings.objectives, *self.subnet_costs.limits):
-            costs["latency"] = self.subnet_costs.latency_ms(architecture)
-        return costs
-
-    def fits(self, architecture: Architecture) -> bool:
-        """Return whether a subnet is within the budget; of a latency limit a margin is left for its spread."""
-        margin = {"latency": LATENCY_MARGIN}
-        limits = self.subnet_costs.limits
-        costs = self.costs_of(architecture) if limits else {}
-        return all(costs[name] <= margin.get(name, 1.0) * limit for name, limit in limits.items())
-
-    def front(self) -> list[Evaluated]:
-        """Return the measured subnets within the budget that no other beats, by rising cost; equal ones once."""
-        fitting = [child for child in self.evaluated if self.fits(child.architecture)]
-        results = [Result(metrics=child.metrics, costs=child.costs) for child in fitting]
-        best = [fitting[i] for i in pareto_front(results, self.weighed)]
-        named = {(each.costs[self.axis], each.accuracy): each for each in best}
-        return [named[key] for key in sorted(named)]
+    def network_of(self, architecture: Architecture) -> nn.Module:
+        """Return a subnet as a network of its own."""
+        return self.elastic.extract(architecture).to("cpu").eval()
 
     def chosen(self) -> Sequence[tuple[str, Architecture]]:
         """Return the most accurate of the Pareto set, and up to ``points - 1`` more, evenly along it.
@@ -528,15 +505,16 @@ class Searcher(SupernetSearcher):
         front = sorted(self.front(), key=lambda each: (each.accuracy, -each.costs[self.axis]))
         if not front:
             whole = self.elastic.largest()
-            return [("final", whole if self.fits(whole) else self.elastic.smallest())]
+            broken = self.limits().violations(self.costs_of(whole)) if self.limited else ()
+            return [("final", self.elastic.smallest() if broken else whole)]
         places = np.linspace(len(front) - 1, 0, min(self.settings.points, len(front))).round().astype(int)
         first, *others = [front[int(place)].architecture for place in places]
         return [("final", first), *((f"point-{number}", child) for number, child in enumerate(others, start=1))]
 
-    def _delivered(self, label: str, architecture: Architecture) -> Delivered:
-        network = self.elastic.extract(architecture).to("cpu").eval()
+    def delivered_as(self, label: str, architecture: Architecture) -> Delivered:
+        """Return a subnet as a network of its own, under a label, with what was kept of the whole."""
         sizes = dict(self.elastic.canonical(architecture))
         known = {"blocks": self.elastic.kept_blocks(architecture), "sizes": sizes}
         child = self.known(architecture)
         figures = {} if child is None else {"one_shot_accuracy": child.accuracy}
-        return Delivered(network, architecture, figures, label, record=known)
+        return Delivered(self.network_of(architecture), architecture, figures, label, record=known)

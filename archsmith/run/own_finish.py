@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -93,7 +94,7 @@ def finish_own(
     run: Run, delivered: Delivered, task: Task, costs: OwnCosts | SubnetCosts, *, seconds: float
 ) -> dict[str, Any]:
     """Evaluate, count, measure, export and check the delivered networks of the user's; return the result record."""
-    found = [_finished(run, each, task) for each in (delivered, *delivered.others)]
+    found = [finish_one_own(run, each, task) for each in (delivered, *delivered.others)]
     notes = list(dict.fromkeys(note for _, own in found for note in own))
     network = delivered.network
     what = record(network)
@@ -123,16 +124,26 @@ def finish_own(
     return {**result, "diagnosis": [asdict(finding) for finding in diagnosed]}
 
 
-def _finished(run: Run, delivered: Delivered, task: Task) -> tuple[dict[str, Any], list[str]]:
-    """Return the record of one network after writing and checking its files, and notes."""
+def finish_one_own(
+    run: Run, delivered: Delivered, task: Task, *, folder: Path | None = None, test: bool = True
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the record of one network after writing and checking its files, and notes.
+
+    Args:
+        run: The open run.
+        delivered: The network.
+        task: The task of the run.
+        folder: Where the files go; "networks/LABEL" of the run if None.
+        test: Whether the test part is read.
+    """
     network = copy.deepcopy(delivered.network).eval()
     use_memory_format_(network, torch.contiguous_format)
-    metrics, split = evaluated(run, network, task)
+    metrics, split = evaluated(run, network, task, test=test)
     exact = exact_costs(network, task.plain_inputs())
     latency = measure_latency(network, task.plain_inputs())
     files, notes = export_own_network(
         network,
-        run.path / "networks" / delivered.label,
+        run.path / "networks" / delivered.label if folder is None else folder,
         target=run.config["family"]["target"],
         input_shape=task.input_shape,
         normalisation=task.normalisation,
@@ -142,7 +153,7 @@ def _finished(run: Run, delivered: Delivered, task: Task) -> tuple[dict[str, Any
     )
     outcome = {
         "label": delivered.label,
-        "folder": f"networks/{delivered.label}",
+        "folder": f"networks/{delivered.label}" if folder is None else str(folder),
         "files": files,
         "metrics": metrics,
         "costs": {

@@ -16,6 +16,7 @@ from archsmith.core.protocols import Logger
 from archsmith.cost import measure_latency
 from archsmith.run.costs import exact_costs
 from archsmith.run.drive import Searcher
+from archsmith.run.measured import Measured
 from archsmith.run.own_model import OwnModel
 from archsmith.space import Architecture, Budget, ProductSpace
 from archsmith.supernet.elastic import Elastic
@@ -67,6 +68,8 @@ class SubnetCosts:
 
     Attributes:
         largest: Costs of the whole network: "macs", "params", "memory", and "latency" in ms where limited.
+        measured: The latencies of the run.
+        deployment: None: subnets are measured in torch on the CPU.
         limits: Absolute limits by cost name.
         budget_text: The budget, or empty.
 
@@ -75,7 +78,10 @@ class SubnetCosts:
     """
 
     def __init__(self, elastic: Elastic, task: Task, budget: Budget | None, journal: Logger) -> None:
-        self.elastic, self.example, self._journal = elastic, task.plain_inputs(), journal
+        self.elastic, self.example = elastic, task.plain_inputs()
+        self.calibration = self.example
+        self.deployment = None
+        self.measured = Measured(journal)
         names = [limit.cost for limit in budget.limits] if budget else []
         if foreign := [name for name in names if name not in LIMITS]:
             raise UserError("budget", str(budget), allowed=f"limits on {', '.join(LIMITS)}", hint=f"Drop {foreign[0]}.")
@@ -96,12 +102,12 @@ class SubnetCosts:
 
         Batch 1, torch, one thread; texts without padding.
         """
-        for event in self._journal.events("latency_measured"):
-            if event["digest"] == architecture.digest:
-                return float(event["median_ms"])
-        latency = measure_latency(self.elastic.extract(architecture).eval(), self.example)
-        self._journal.record("latency_measured", digest=architecture.digest, median_ms=latency.median_ms)
-        return latency.median_ms
+        network = self.elastic.extract(architecture).eval()
+        return self.measured.ms(architecture.digest, lambda: measure_latency(network, self.example))
+
+    def counted(self, architecture: Architecture) -> dict[str, Any]:
+        """Return the exact costs of a subnet."""
+        return dict(self.elastic.costs(architecture))
 
 
 def prepare_supernet(

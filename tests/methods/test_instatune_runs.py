@@ -157,6 +157,14 @@ def _without_times(rows):
     return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
 
 
+def test_any_measured_point_is_exported_by_one_command(finished, tmp_path):
+    rows = api.export(finished.path)
+    assert [row["point"] for row in rows] == list(range(1, len(rows) + 1)) and "latency" in rows[0]
+    (record,) = api.export(finished.path, points=[1], out=tmp_path)
+    assert record["metrics"]["valid_accuracy"] == rows[0]["valid_accuracy"]
+    assert (tmp_path / "front-1" / "weights.safetensors").is_file() and "test_accuracy" not in record["metrics"]
+
+
 # --------------------------------------------------------------------- what is refused
 
 
