@@ -19,7 +19,7 @@ from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import read_json
 from archsmith.core.processes import local_process_count, process_count
 from archsmith.cost.backends import threads_pinned
-from archsmith.methods import load_method
+from archsmith.methods import load_method, method_table
 from archsmith.run.baselines import FOLDER as BASELINES
 from archsmith.run.baselines import ScalableFamily, baseline_budget, baseline_configs
 from archsmith.run.checks import Report
@@ -28,13 +28,14 @@ from archsmith.run.directory import Run
 from archsmith.run.drive import drive, follow
 from archsmith.run.own_finish import finish_own, is_own, prepare_own
 from archsmith.run.own_model import FAMILY as OWN
+from archsmith.run.own_model import is_folder
 from archsmith.run.prepare import EarlyJournal, check_room, default_family, family_of, prepare, record_environment
 from archsmith.run.progress import say
 from archsmith.run.report import write_report
 from archsmith.run.stop import StopRequest
 from archsmith.run.verify import verify_run
 from archsmith.space import Budget
-from archsmith.tasks import Task, open_task
+from archsmith.tasks import Task, open_task, task_table
 from archsmith.train.compute import resolve_device
 from archsmith.train.workers import Workers, open_workers, refuse_unrepeatable
 
@@ -73,6 +74,7 @@ def search(
     *,
     method: str = "atomnas",
     family: str | None = None,
+    model: str | None = None,
     budget: str | None = None,
     out: str | Path,
     seed: int = 0,
@@ -99,6 +101,8 @@ def search(
             calling this again with the same arguments.
         method: Slug of a search method (``archsmith methods``).
         family: Name of a family (``archsmith families``); the first that the method works on by default, else "mobile".
+        model: Network with pre-trained weights, for methods that make a supernet of one (instatune): a Hugging Face
+            folder, or "module:factory", whose code is executed. In place of ``family``.
         budget: For example "macs<=0.4x, params<=200k"; ``x`` is relative to the largest network.
         out: Folder of the run.
         seed: Seed of everything random.
@@ -133,8 +137,11 @@ def search(
     chosen = _with_objectives(dict(settings or {}), objectives, method, module)
     _refuse_names("task option", task_options, ("name", "data", "own"))
     _refuse_names("family option", family_options, ("name", "image", "num_classes"))
+    own = _own_section(model, method, module, family, family_options)
+    if own is not None:
+        memory_format = "contiguous"
     if isinstance(task, str):
-        options = {**getattr(module, "TASK_OPTIONS", {}), **(task_options or {})}
+        options = {**getattr(module, "TASK_OPTIONS", {}), **_tokenizer_of(model, task), **(task_options or {})}
         opened = open_task(task, data=data, **options)
         section = {"name": task, "data": None if data is None else str(Path(data).absolute()), **options}
     else:
@@ -146,7 +153,7 @@ def search(
             "method": system["slug"],
             "task": section,
             "task_digest": opened.digest,
-            "family": {"name": family or default_family(module), **(family_options or {})},
+            "family": own or {"name": family or default_family(module), **(family_options or {})},
             "budget": None if budget is None else str(Budget.parse(budget)),
             "seed": seed,
             "settings": chosen,
@@ -247,6 +254,34 @@ def shrink(
     return _run(_completed(config, module, opened), opened, module, out, time_limit, quiet)
 
 
+def _own_section(
+    model: str | None, method: str, module: ModuleType, family: str | None, options: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return the family of a search on the user's own network; None for a method that searches a family."""
+    wanted = getattr(module, "SUPERNET_OF_OWN", False)
+    if model is None:
+        if wanted:
+            raise UserError(
+                "--model", None, allowed=f"a Hugging Face folder, or module:factory, for the method {method}"
+            )
+        return None
+    if not wanted:
+        raise UserError("--model", model, allowed=f"nothing for the method {method}, which searches a family")
+    if family is not None or options:
+        raise UserError("family", family or dict(options or {}), allowed="nothing beside --model")
+    return {"name": OWN, "target": str(Path(model).expanduser().absolute()) if is_folder(model) else model}
+
+
+def _tokenizer_of(model: str | None, task: str) -> dict[str, Any]:
+    """Return the tokenizer of a pre-trained folder as an option of a text task, where it has one."""
+    texts = {row["name"] for row in task_table() if row["module"] == "text_tasks"}
+    if model is None or task not in texts or not is_folder(model):
+        return {}
+    folder = Path(model).expanduser().absolute()
+    there = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    return {"tokenizer": str(folder)} if there else {}
+
+
 def _own_method(name: str) -> ModuleType:
     """Return the module of a method that shrinks the user's network."""
     from archsmith.run import shrink_model
@@ -256,7 +291,8 @@ def _own_method(name: str) -> ModuleType:
 
 def _module_of(config: RunConfig) -> ModuleType:
     """Return the module of a configuration's method."""
-    return _own_method(config.method) if is_own(config) else load_method(config.method)[1]
+    searches = any(row["slug"] == config.method and row["kind"] == "search" for row in method_table())
+    return _own_method(config.method) if is_own(config) and not searches else load_method(config.method)[1]
 
 
 def resume(
@@ -297,13 +333,13 @@ def resume(
 
 def _require_trust(config: RunConfig, trust: bool) -> None:
     """Refuse to execute code that only a file names: the file may come from somebody else."""
-    if is_own(config) and not trust:
-        target = config.family.get("target")
+    target = config.family.get("target")
+    if is_own(config) and not trust and not is_folder(str(target)):
         raise UserError(
             "run",
             Shown(f"one that executes {target}"),
             allowed="such a run with --trust (trust=True), if you trust the author of that code",
-            hint=f"Or type the command again that started it: archsmith shrink {target} ...",
+            hint="Or type the command again that started it.",
         )
 
 
@@ -851,6 +887,7 @@ def export(
     points: Sequence[int] | Literal["all"] = (),
     out: str | Path | None = None,
     task: Task | None = None,
+    trust: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the measured Pareto set of a search in a supernet, or write points of it as finished networks.
 
@@ -859,6 +896,7 @@ def export(
         points: Numbers of points, or "all"; none returns the set.
         out: Where a folder "front-NUMBER" for each point goes; "exported" in the run by default.
         task: The task object, when the run was started with one of your own.
+        trust: Execute the factory that the run names, where its network is one of your own.
 
     Returns:
         Without points, a row for each point of the set: "point", metrics, costs. Else their records, as outcomes of
@@ -871,10 +909,15 @@ def export(
 
     with Run.open(Path(run)) as opened:
         config = validated(RunConfig, opened.config, field="config")
+        _require_trust(config, trust)
         own = task or task_of(config)
         _require_same_data(config, own)
         with threads_pinned(config.runtime.threads), open_workers(config.runtime.device) as workers:
-            costs, searcher = prepare(config, own, _module_of(config), opened, workers)
+            costs: Any
+            if is_own(config):
+                costs, searcher = prepare_own(config, own, _module_of(config), opened)
+            else:
+                costs, searcher = prepare(config, own, _module_of(config), opened, workers)
             search = restored(opened, searcher)
             rows = front_rows(search)
             if not points:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -74,6 +74,10 @@ def search(
     family: Annotated[
         str | None,
         typer.Option(help="Name of a family; see archsmith families. [default: the first of the method, else mobile]"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="For instatune: a Hugging Face folder, or module:factory, whose code is executed."),
     ] = None,
     objectives: Annotated[
         str | None, typer.Option(help='For methods that return a Pareto set, for example "accuracy,latency".')
@@ -141,6 +145,7 @@ def search(
         task,
         method=method,
         family=family,
+        model=model,
         budget=budget,
         out=out or Path("runs") / f"{method}-{task}",
         seed=seed,
@@ -247,11 +252,12 @@ def report(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a search in a supernet: bignas, linas, simq-nas.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a search in a supernet: bignas, linas, instatune, simq-nas.")],
     point: Annotated[
         list[str] | None, typer.Option(help="Number of a point of the measured Pareto set, or all; repeat.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the networks go. [default: RUN/exported]")] = None,
+    trust: Trust = False,
 ) -> None:
     """Show the measured Pareto set of a search, or write points of it as finished, checked networks."""
     from archsmith import api
@@ -260,7 +266,7 @@ def export(
     if wrong := [each for each in given if each != "all" and not each.isdigit()]:
         raise UserError("--point", wrong[0], allowed="a number of the list that archsmith export RUN shows, or all")
     if not given:
-        rows = api.export(run)
+        rows = api.export(run, trust=trust)
         table = Table(title=f"the measured Pareto set of {escape(str(run))}", title_justify="left")
         for name in rows[0]:
             table.add_column(name.replace("_", " "), justify="right")
@@ -269,7 +275,8 @@ def export(
         Console().print(table)
         typer.echo(f"Next: archsmith export {run} --point {rows[-1]['point']}, or --point all")
         return
-    for record in api.export(run, points="all" if "all" in given else [int(each) for each in given], out=out):
+    points: Literal["all"] | list[int] = "all" if "all" in given else [int(each) for each in given]
+    for record in api.export(run, points=points, out=out, trust=trust):
         accuracy = f"valid accuracy {100 * record['metrics']['valid_accuracy']:.2f} %"
         typer.echo(f"{record['folder']}: {accuracy}, {_latency_text(record['costs']['latency'])}")
 

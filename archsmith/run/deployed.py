@@ -43,7 +43,7 @@ def deployed_record(
         was quantised), "metrics" (of the validation part, where the precision is not fp32), and "layers": the time of
         every layer of the exported file in ONNX Runtime, and in "layers_of" the file's name.
     """
-    example = torch.zeros(1, *task.input_shape)
+    example = task.plain_inputs()
     plain = folder / "model.onnx"
     if file is not None:
         ready = Deployed(deployment, (folder / file).read_bytes())

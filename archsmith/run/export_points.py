@@ -17,6 +17,7 @@ from archsmith.run.checkpoints import CheckpointStore
 from archsmith.run.costs import CostModel
 from archsmith.run.directory import Run
 from archsmith.run.drive import Searcher, finish_one
+from archsmith.run.own_finish import finish_one_own, is_own
 from archsmith.run.supernet_search import Evaluated, SupernetSearcher
 from archsmith.tasks.base import Task
 
@@ -34,7 +35,7 @@ def restored(run: Run, searcher: Searcher) -> SupernetSearcher:
         raise UserError(
             "run",
             Shown(f"{run.path}, a run of {run.config['method']}"),
-            allowed="a search among the children of a supernet (bignas, linas, simq-nas)",
+            allowed="a search among the children of a supernet (bignas, linas, instatune, simq-nas)",
             hint=f"Its finished networks are in {run.path / 'networks'}.",
         )
     loaded = CheckpointStore(run.path / "checkpoints", run).load_latest()
@@ -77,7 +78,10 @@ def export_points(
     for number in points:
         delivered = searcher.delivered_as(f"front-{number}", front[number - 1].architecture)
         folder = out / delivered.label
-        record = finish_one(run, delivered, task, costs, folder=folder, test=False)
+        if is_own(run.config):
+            record, _ = finish_one_own(run, delivered, task, folder=folder, test=False)
+        else:
+            record = finish_one(run, delivered, task, costs, folder=folder, test=False)
         write_atomic(folder / RECORD, to_json(record).encode())
         records.append(record)
     return records

@@ -458,7 +458,7 @@ class SupernetSearcher(ABC):
     def measure(self, architecture: Architecture) -> Latency:
         """Return the latency of a child, taken out and made ready for the device, measured now."""
         network = self.network_of(architecture)
-        return self.deployment.ready(network, self._examples()).measure(torch.zeros(1, *self.task.input_shape))
+        return self.deployment.ready(network, self._examples()).measure(self.task.plain_inputs())
 
     def network_of(self, architecture: Architecture) -> nn.Module:
         """Return a child as a network of its own, batch statistics taken anew, on the CPU in the plain layout."""

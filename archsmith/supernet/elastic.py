@@ -258,6 +258,14 @@ class Elastic(nn.Module):
             apply_(twin, dataclasses.replace(cut, fingerprint=fingerprint(twin)))
         return twin
 
+    def kept_blocks(self, architecture: Mapping[str, Any]) -> dict[str, list[int]]:
+        """Return the positions that remain of every container that loses blocks, by its qualified name.
+
+        Raises:
+            UserError: It is not of the space.
+        """
+        return kept_blocks(self.dims, self._values(architecture))
+
     def costs(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Return ``macs`` and ``params`` of the extracted network, exact, for one example of its resolution.
 
