@@ -22,6 +22,10 @@ from archsmith.cost.backends import threads_pinned
 from archsmith.methods import load_method, method_table
 from archsmith.run.baselines import FOLDER as BASELINES
 from archsmith.run.baselines import ScalableFamily, baseline_budget, baseline_configs
+from archsmith.run.block_drive import FAMILY as BLOCKS
+from archsmith.run.block_drive import drive_blocks
+from archsmith.run.block_result import is_block_result, verify_blocks, write_block_report
+from archsmith.run.block_source import load_parent
 from archsmith.run.checks import Report
 from archsmith.run.costs import CostModel
 from archsmith.run.directory import Run
@@ -134,6 +138,13 @@ def search(
         ArchsmithError: The run cannot go on; what was saved is kept.
     """
     system, module = load_method(method)
+    if not hasattr(module, "Searcher"):
+        raise UserError(
+            "method",
+            method,
+            allowed="a method that searches a family",
+            hint=f"{method} needs a trained model: archsmith search --method {method} --model FOLDER_OR_FACTORY ...",
+        )
     chosen = _with_objectives(dict(settings or {}), objectives, method, module)
     _refuse_names("task option", task_options, ("name", "data", "own"))
     _refuse_names("family option", family_options, ("name", "image", "num_classes"))
@@ -171,6 +182,71 @@ def search(
         field="config",
     )
     return _run(_completed(config, module, opened), opened, module, out, time_limit, quiet, baselines)
+
+
+def search_blocks(
+    model: str,
+    task: str,
+    *,
+    budget: str,
+    out: str | Path,
+    data: str | Path,
+    method: str = "puzzle",
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    task_options: Mapping[str, Any] | None = None,
+    workers: int = 1,
+    time_limit: float | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """Turn a trained residual model into a child within a budget, block by block; go on if ``out`` holds the same run.
+
+    Args:
+        model: Folder of a model of transformers, or "module:factory" (its code is executed; the model is called with
+            ``input_ids``, for sentences with ``attention_mask`` too).
+        task: "language-modelling" for causal models, "sentences" for encoders.
+        budget: Limits on memory (weights and key-value caches), params, macs, latency, throughput; ``x`` is relative
+            to the parent. Latency and throughput (sequences per second) are measured here, for the load in the
+            settings.
+        out: Folder of the run.
+        data: Text file.
+        method: Slug of a method that works on a given model.
+        seed: Seed of everything random.
+        settings: Hyper-parameters of the method.
+        task_options: Of the text: tokenizer, length, batch, train, valid.
+        workers: Processes for blocks and scores; the result does not depend on it.
+        time_limit: Seconds after which the run stops; it can be resumed.
+        quiet: No progress.
+
+    Raises:
+        UserError: Something given is wrong: the model, its blocks, the tokenizer, the text, or a budget that nothing
+            reaches.
+    """
+    system, module = load_method(method)
+    if hasattr(module, "Searcher"):
+        raise UserError("method", method, allowed="puzzle with a model; others search a family")
+    config = validated(
+        RunConfig,
+        {
+            "method": system["slug"],
+            "task": {"name": task, "data": str(Path(data).absolute()), **(task_options or {})},
+            "family": {"name": BLOCKS, "target": str(Path(model).absolute()) if Path(model).is_dir() else model},
+            "budget": str(Budget.parse(budget)),
+            "seed": seed,
+            "settings": validated(module.Settings, dict(settings or {}), field="settings").model_dump(mode="json"),
+            "runtime": {"threads": 1, "memory_format": "contiguous"},
+        },
+        field="config",
+    )
+    return _blocks_run(config, module, Path(out), workers, time_limit, quiet)
+
+
+def _blocks_run(
+    config: RunConfig, module: ModuleType, out: Path, workers: int, time_limit: float | None, quiet: bool
+) -> Outcome:
+    with threads_pinned(1):
+        result = drive_blocks(config, module, out, workers=workers, time_limit=time_limit, quiet=quiet)
+    return Outcome(out, result)
 
 
 def shrink(
@@ -326,6 +402,8 @@ def resume(
         if isinstance(found, Outcome):
             return found
         _require_trust(found, trust)
+        if found.family["name"] == BLOCKS:
+            return _blocks_run(found, _module_of(found), Path(run), 1, time_limit, quiet)
         opened_task = task or task_of(found)
         _require_same_data(found, opened_task)
         return _run(found, opened_task, _module_of(found), run, time_limit, quiet)
@@ -334,7 +412,8 @@ def resume(
 def _require_trust(config: RunConfig, trust: bool) -> None:
     """Refuse to execute code that only a file names: the file may come from somebody else."""
     target = config.family.get("target")
-    if is_own(config) and not trust and not is_folder(str(target)):
+    executes = (is_own(config) or config.family["name"] == BLOCKS) and not is_folder(str(target))
+    if executes and not trust:
         raise UserError(
             "run",
             Shown(f"one that executes {target}"),
@@ -383,6 +462,8 @@ def search_file(
     written = validated(RunConfig, merged, field="config")
     _require_trust(written, trust)
     module = _module_of(written)
+    if written.family["name"] == BLOCKS:
+        return _blocks_run(written, module, Path(out), 1, time_limit, quiet)
     task = task_of(written)
     if written.task_digest:
         _require_same_data(written, task)
@@ -855,7 +936,8 @@ def report(
 
     def write() -> Path:
         with Run.open(path) as opened:
-            return write_report(opened, timed=True)
+            blocks = opened.config["family"]["name"] == BLOCKS
+            return write_block_report(opened) if blocks else write_report(opened, timed=True)
 
     with open_workers(_device_of(path)) as workers:
         config, result = workers.from_main(read)
@@ -938,6 +1020,10 @@ def verify(run: str | Path, *, trust: bool = False) -> Report:
     Raises:
         UserError: No run at ``run``, or one without a result.
     """
+    file = Path(run) / "result.json"
+    if file.is_file() and is_block_result(result := read_json(file)):
+        target = str(read_config(Path(run) / "config.yaml").family["target"])
+        return verify_blocks(Path(run), result, load_parent(target) if trust else None)
 
     def journal_the_read() -> None:
         with suppress(UserError), Run.open(run) as opened:  # a run received without its journal has none to note it in

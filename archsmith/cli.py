@@ -117,6 +117,11 @@ def search(
     baselines: Baselines = 0,
     quiet: Quiet = False,
     trust: Trust = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="For puzzle: folder of a trained model of transformers, or module:factory (executed)."),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="With --model: processes for blocks and scores.")] = 1,
 ) -> None:
     """Find and train a network for a task within a budget; typed again, go on or show what was found."""
     from archsmith import api
@@ -127,19 +132,37 @@ def search(
     limit = None if time_limit is None else parse_duration(time_limit)
     if config is not None:
         _refuse_beside_config(context)
-        _summarise(
-            api.search_file(
-                config,
-                out=out or Path("runs") / config.stem,
-                settings=_pairs(settings, "--set"),
-                budget=budget,
-                seed=seed if _was_typed(context, "seed") else None,
-                time_limit=limit,
-                baselines=baselines,
-                quiet=quiet,
-                trust=trust,
-            )
+        from_file = api.search_file(
+            config,
+            out=out or Path("runs") / config.stem,
+            settings=_pairs(settings, "--set"),
+            budget=budget,
+            seed=seed if _was_typed(context, "seed") else None,
+            time_limit=limit,
+            baselines=baselines,
+            quiet=quiet,
+            trust=trust,
         )
+        _summarise_any(from_file)
+        return
+    if model is not None:
+        if budget is None or data is None:
+            raise UserError("--model", model, allowed="together with --budget and --data FILE")
+        found = api.search_blocks(
+            model,
+            task if _was_typed(context, "task") else "language-modelling",
+            method=method if _was_typed(context, "method") else "puzzle",
+            budget=budget,
+            data=data,
+            out=out or Path("runs") / f"puzzle-{Path(model).name.replace(':', '-')}",
+            seed=seed,
+            settings=_nested(_pairs(settings, "--set")),
+            task_options=_pairs(task_set, "--task-set"),
+            workers=workers,
+            time_limit=limit,
+            quiet=quiet,
+        )
+        _summarise_blocks(found)
         return
     outcome = api.search(
         task,
@@ -228,7 +251,7 @@ def resume(
 
     raise_malloc_thresholds()
     limit = None if time_limit is None else parse_duration(time_limit)
-    _summarise(api.resume(run, time_limit=limit, quiet=quiet, trust=trust))
+    _summarise_any(api.resume(run, time_limit=limit, quiet=quiet, trust=trust))
 
 
 @app.command()
@@ -674,6 +697,51 @@ def _summarise(outcome: Outcome) -> None:
         summary(
             f"{result['method']} on {result['task']}: stopped early", rows, f"{program} resume {outcome.path}{trust}"
         )
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Return ``{"training": {"steps": 3}}`` for ``{"training.steps": 3}``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        first, dot, rest = name.partition(".")
+        if dot:
+            found.setdefault(first, {})[rest] = value
+        else:
+            found[first] = value
+    return found
+
+
+def _summarise_any(outcome: Outcome) -> None:
+    """Print what a run ended with, of whichever kind it is."""
+    if "load" in outcome.result or "outcomes" not in outcome.result:
+        _summarise_blocks(outcome)
+    else:
+        _summarise(outcome)
+
+
+def _summarise_blocks(outcome: Outcome) -> None:
+    """Print the children of a block-by-block search beside the parent and the baselines."""
+    result, console = outcome.result, Console(highlight=False)
+    if "outcomes" not in result:
+        console.print(f"stopped early; next: archsmith resume {outcome.path}", soft_wrap=True)
+        return
+    score = result["score"]
+    table = Table(title=f"{result['method']} within {result['budget']}", title_justify="left")
+    for column in ("", "parameters", "sum of scores", "predicted ms", "measured ms", score, "after training"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in (*result["outcomes"], *result["baselines"]):
+        runtime, measured, metrics = row["predicted"].get("runtime"), row["runtime_ms"], row["metrics"]
+        cells = [row["label"], f"{row['predicted']['params']:,.0f}", f"{row['score']:.4g}"]
+        cells += ["" if value is None else f"{value:.3f}" for value in (runtime, measured)]
+        cells += [f"{metrics[f'{score}_before']:.4g}"]
+        cells += [f"{metrics[f'{score}_after']:.4g}" if f"{score}_after" in metrics else ""]
+        table.add_row(*cells)
+    console.print(table)
+    for note in result["notes"]:
+        console.print(f"note: {escape(note)}", soft_wrap=True)
+    console.print(f"child {outcome.folder / 'model'}", soft_wrap=True)
+    console.print(f"report {outcome.path / 'report.html'}", soft_wrap=True)
+    console.print(f"next: archsmith verify {outcome.path}", soft_wrap=True)
 
 
 def _diagnosis(findings: Sequence[dict[str, str]]) -> None:

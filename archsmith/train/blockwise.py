@@ -25,10 +25,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -44,7 +43,8 @@ from archsmith.train.schedules import annealed
 PARENT = "parent"
 
 
-class BlockTraining(BaseModel):
+@dataclass(frozen=True)
+class BlockTraining:
     """How one block is trained.
 
     Attributes:
@@ -55,13 +55,20 @@ class BlockTraining(BaseModel):
         held_out: Batches at the end of the cache that judge and do not train.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    steps: int = Field(default=200, ge=1)
-    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    clip_norm: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    held_out: int = Field(default=2, ge=1)
+    steps: int = 200
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    held_out: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("held_out", 1), ("weight_decay", 0), ("clip_norm", 0)):
+            if not math.inf > getattr(self, name) >= least:
+                raise UserError(name, getattr(self, name), allowed=f"a number from {least}")
+        if not math.inf > self.lr > 0:
+            raise UserError("lr", self.lr, allowed="a number above 0")
 
 
 @dataclass(frozen=True)

@@ -222,6 +222,7 @@ def test_what_is_measured_and_scored_is_the_network_as_it_runs(deployment, monke
     assert event["latency"]["provenance"]["backend"] == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_the_command_delivers_and_verifies_an_int8_file(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     options = ("--device", "onnxruntime", "--latency-precision", "int8-static", "--objectives", "accuracy,latency")

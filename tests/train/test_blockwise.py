@@ -78,7 +78,7 @@ def test_training_brings_every_block_closer_and_moves_its_own_weights_alone(fami
     layer = family.load_variant(0, "ffn", "ffn50", states["ffn"])
     loss = blockwise.block_loss(layer, cache, 0, 5)
     fresh = blockwise.block_loss(family.variant_layer(0, {"ffn": "ffn50"}), cache, 0, 5)
-    assert float(loss) < float(fresh)
+    assert loss.item() < fresh.item()
     parent = dict(family.layer(0).named_parameters())
     other = {name: value for name, value in layer.named_parameters() if name.startswith(("attn", "norm1"))}
     assert all(torch.equal(value, parent[name]) for name, value in other.items())  # frozen, though in the loss's path
