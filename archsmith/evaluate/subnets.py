@@ -99,8 +99,7 @@ class SubnetEvaluator:
             if key not in self._known:
                 todo.setdefault(key, architecture)
         if len(todo) > 1 and not self.calibration and self.sharing:
-            with self.elastic.slices.dense():
-                self._known.update(self._shared(todo))
+            self._known.update(self._shared(todo))
         return [self.metrics(architecture) for architecture in architectures]
 
     @torch.no_grad()

@@ -49,6 +49,12 @@ def prepare_own(
             Shown(f"{config.runtime.to_json()} for {config.method}"),
             allowed="one process on the CPU in float32, neither compiled nor in micro-batches, for this method",
         )
+    if config.latency:
+        raise UserError(
+            "latency device",
+            Shown(f"{dict(config.latency)} for {config.method}"),
+            allowed="nothing: networks of one's own are measured in torch on the CPU, in fp32 with one thread",
+        )
     model = OwnModel(str(config.family["target"]), config.seed, config.family.get("weights"), task)
     network = model.build()
     _check_outputs(network, task)

@@ -216,7 +216,6 @@ class Slices:
         self.genes = tuple(dict.fromkeys(gene for part in parts for gene in part.genes))
         self.choices: dict[str, Any] | None = None
         self._depth = 0
-        self._dense: _Dense | None = None
         tensors, _ = named_tensors(model)
         slots = _slots(model)
         sliced: dict[int, _Sliced] = {}
@@ -299,22 +298,6 @@ class Slices:
                 self._derive(number, choices)
 
     @contextmanager
-    def dense(self, limit_bytes: int = 1 << 28) -> Iterator[None]:
-        """Compute with contiguous copies of slices, each made once, while the weights do not change.
-
-        For evaluation of many choices: a matrix with gaps between its rows is copied by many kernels in every call.
-        Nothing that is written to a copy comes back, and no gradient either.
-
-        Args:
-            limit_bytes: Of the copies in all; slices beyond it are views.
-        """
-        before, self._dense = self._dense, _Dense(limit_bytes)
-        try:
-            yield
-        finally:
-            self._dense = before
-
-    @contextmanager
     def active(self) -> Iterator[nn.Module]:
         """Let the modules hold what was chosen last, for the block; the whole network before a choice was made.
 
@@ -334,8 +317,9 @@ class Slices:
         try:
             for one, picks in self._fill:
                 items, leaf, owner = one.slots[0]
-                whole = items[leaf]
-                view = _picked(whole, picks) if self._dense is None else self._dense.of(one, whole, picks)
+                whole = view = items[leaf]
+                for pick in picks:
+                    view = pick.of(view)
                 for items, leaf, _ in one.slots:
                     undo.append((items, leaf, whole))
                     items[leaf] = view
@@ -461,36 +445,6 @@ class Slices:
         found = list(attributes_of(path, stand_in, cuts).items())
         self._derived[number, tuple(choices[gene] for gene in genes)] = found
         return found
-
-
-def _picked(tensor: Tensor, picks: Sequence[Any]) -> Tensor:
-    for pick in picks:
-        tensor = pick.of(tensor)
-    return tensor
-
-
-class _Dense:
-    """Contiguous copies of slices, by the positions that they keep; those of one choice are made once."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.left = limit_bytes
-        self._known: dict[tuple[int, ...], tuple[Sequence[Any], Tensor]] = {}
-
-    def of(self, one: _Sliced, whole: Tensor, picks: Sequence[Any]) -> Tensor:
-        """Return what is kept of a tensor."""
-        key = (id(one), *map(id, picks))
-        found = self._known.get(key)
-        if found is not None:
-            return found[1]
-        view = _picked(whole, picks)
-        size = view.numel() * view.element_size()
-        # Results of maps are new in every call, and so are their picks.
-        if view.is_contiguous() or size > self.left or any(isinstance(pick, _Map) for pick in picks):
-            return view
-        self.left -= size
-        copied = view.detach().contiguous()
-        self._known[key] = (picks, copied)  # the picks are kept, so that their identities are not given away again
-        return copied
 
 
 def _combinations(genes: Sequence[str], options: Mapping[str, Sequence[Any]], limit: int) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,7 @@ SETTINGS = {
     "evaluations": 10,
     "initial": 5,
     "batch": 3,
-    "points": 3,
+    "points": 2,
     "dims": {"depth": [1, 2, 3], "heads": [2, 4], "ffn": [32, 64]},
 }
 TASK = {"limit": 60, "max_tokens": 16}
@@ -142,7 +142,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, tmp_path, monkeypatch):
     outcome = None
     while outcome is None or outcome.status != "finished":
         parts += 1
-        calls["left"] = 9 if parts < 4 else 10**6
+        calls["left"] = 7 if parts < 3 else 10**6
         with monkeypatch.context() as patch:
             patch.setattr(drive._RunMonitor, "should_stop", stops)
             outcome = searched(folder, tmp_path / "parts")
@@ -213,6 +213,8 @@ def test_what_does_not_go_together_is_refused(folder, tmp_path):
     refused("accuracy and at least one of", model=str(folder), objectives=["accuracy"])
     refused("objectives", model=str(folder), objectives=["accuracy", "energy"])
     refused("0 in a run.*strong teacher", model=str(folder), settings={**SETTINGS, "teacher_epochs": 1})
+    refused("latency device: got .*onnxruntime", model=str(folder), device="onnxruntime")
+    refused("latency device: got .*bf16", model=str(folder), latency={"precision": "bf16"})
     refused("one process on the CPU in float32", model=str(folder), precision="bf16")
 
 

@@ -220,31 +220,3 @@ def test_a_copy_is_as_elastic_as_the_original() -> None:
     with twin.active():
         assert twin.model(x).shape == (5, 2) and twin.model.outer.in_features == 2
         assert net.heads == 4 and net.inner.out_features == 8
-
-
-def test_dense_slices_are_copies_of_one_evaluation() -> None:
-    """Gaps are closed once for each choice; the weights outside stay, and nothing is kept beyond the block."""
-    net = conv_net().eval()
-    slices = Slices(net, conv_parts())
-    x = torch.randn(2, 3, 5, 5)
-    with torch.no_grad():
-        slices.choose({"width": 3})
-        with slices.active():
-            expected, gaps = net(x), net[4].weight.is_contiguous()
-        with slices.dense():
-            seen = []
-            for width in (3, 5, 3):
-                slices.choose({"width": width})
-                with slices.active():
-                    seen.append((net[4].weight, net[0].weight, net(x)))
-    assert not gaps and all(weight.is_contiguous() for weight, _, _ in seen)
-    assert seen[0][0] is seen[2][0] and seen[1][0].shape == (4, 5, 1, 1)
-    assert seen[0][1]._is_view()  # the first rows have no gaps: nothing is copied
-    torch.testing.assert_close(seen[0][2], expected, rtol=1e-6, atol=1e-6)
-    with torch.no_grad():
-        net[4].weight.mul_(2)
-        with slices.active():
-            torch.testing.assert_close(net[4].weight, net._modules["4"].weight)
-            assert not net[4].weight.is_contiguous() and not torch.allclose(net(x), expected)
-    with slices.dense(limit_bytes=0), slices.active():
-        assert not net[4].weight.is_contiguous()
