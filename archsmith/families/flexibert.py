@@ -5,7 +5,8 @@ Source: Tuli et al. 2022, "FlexiBERT", arXiv 2205.11656.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise, product
 from typing import Any
@@ -33,7 +34,7 @@ class FlexiBertFamily:
     """Heterogeneous encoders for sequences of one length.
 
     Attributes:
-        image: Shape of one example, (1, 1, positions); its values are token numbers, 0 is padding.
+        image: Shape of one example, (positions,) or (1, 1, positions); its values are token numbers, 0 is padding.
         num_classes: Number of classes.
         vocabulary: Number of tokens.
         settings: What may be chosen.
@@ -47,7 +48,7 @@ class FlexiBertFamily:
         UserError: A size is out of its range.
     """
 
-    image: tuple[int, int, int]
+    image: tuple[int, ...]
     num_classes: int
     vocabulary: int = 30_522
     settings: FlexiSpace = field(default_factory=FlexiSpace)
@@ -57,8 +58,8 @@ class FlexiBertFamily:
     pooling: str = "mean"
 
     def __post_init__(self) -> None:
-        if tuple(self.image[:2]) != (1, 1) or self.image[2] < 1:
-            raise UserError("image", self.image, allowed="(1, 1, positions), at least one position")
+        if set(self.image[:-1]) - {1} or self.positions < 1:
+            raise UserError("image", self.image, allowed="(positions,) or (1, 1, positions), at least one position")
         for name, least in (("num_classes", 2), ("vocabulary", 2), ("embedding", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -67,6 +68,11 @@ class FlexiBertFamily:
             raise UserError("family.dropout", self.dropout, allowed="0 or more, below 1")
         if self.pooling not in ("mean", "first"):
             raise UserError("family.pooling", self.pooling, allowed="'mean' or 'first'")
+
+    @property
+    def positions(self) -> int:
+        """Longest sequence."""
+        return prod(self.image)
 
     @property
     def space(self) -> ProductSpace:
@@ -106,7 +112,7 @@ class FlexiBertFamily:
         """
         network = FlexiClassifier(
             self.vocabulary,
-            self.image[2],
+            self.positions,
             self.embedding,
             self.settings.layers(architecture),
             self.num_classes,
@@ -127,7 +133,7 @@ class FlexiBertFamily:
 
         Fourier and cosine transforms have no multiply-accumulates in the standard convention.
         """
-        layers, positions = self.settings.layers(architecture), self.image[2]
+        layers, positions = self.settings.layers(architecture), self.positions
         params = encoder_params(
             layers,
             vocabulary=self.vocabulary,
@@ -148,7 +154,14 @@ class FlexiBertFamily:
         return leading_overlap(self.settings.layers(child), self.settings.layers(parent))
 
     def inherit(
-        self, weights: Mapping[str, Tensor], parent: Mapping[str, Any], child: Mapping[str, Any], *, seed: int = 0
+        self,
+        weights: Mapping[str, Tensor],
+        parent: Mapping[str, Any],
+        child: Mapping[str, Any],
+        *,
+        edits: Sequence[tuple[Any, ...]] | None = None,
+        examples: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Return the weights of a network that takes over all it has in common with a trained one.
 
@@ -159,7 +172,9 @@ class FlexiBertFamily:
             weights: The parent's ``state_dict``.
             parent: Its architecture.
             child: The other network's.
-            seed: Of what is drawn.
+            edits: None: nothing but the leading layers decides what passes on.
+            examples: Not used.
+            generator: Source of what is drawn; seeded with 0 if None.
 
         Raises:
             UserError: The weights are not the parent's.
@@ -169,7 +184,11 @@ class FlexiBertFamily:
         heads = ("pooler.", "classifier.") if before[-1].hidden == after[-1].hidden else ()
         starts = ("encoder.embeddings.", *heads)
         starts += tuple(f"encoder.{part}.{i}." for i in range(same) for part in ("layers", "projections"))
-        found = self.build(child, seed=seed).state_dict()
+        if edits is not None:
+            raise UserError("edits", edits, allowed="None, for the family flexibert")
+        network = self.build(child)
+        initialise_(network, torch.Generator().manual_seed(0) if generator is None else generator)
+        found = network.state_dict()
         for name, tensor in found.items():
             if name.startswith(starts):
                 if name not in weights or weights[name].shape != tensor.shape:
@@ -220,16 +239,15 @@ def initialise_(network: nn.Module, generator: torch.Generator) -> None:
 def family_from_json(data: Mapping[str, Any]) -> FlexiBertFamily:
     """Return the family that ``FlexiBertFamily.to_json`` described."""
     own = {key: value for key, value in data.items() if key not in ("name", "image", "settings")}
-    planes, rows, positions = data["image"]
-    return FlexiBertFamily(image=(planes, rows, positions), settings=FlexiSpace(**data["settings"]), **own)
+    return FlexiBertFamily(image=tuple(data["image"]), settings=FlexiSpace(**data["settings"]), **own)
 
 
-def open_family(name: str, *, image: tuple[int, int, int], num_classes: int, **settings: Any) -> FlexiBertFamily:
+def open_family(name: str, *, image: tuple[int, ...], num_classes: int, **settings: Any) -> FlexiBertFamily:
     """Return the family called ``name`` for a task's sequences.
 
     Args:
         name: "flexibert".
-        image: (1, 1, positions).
+        image: (positions,) or (1, 1, positions).
         num_classes: Number of classes.
         settings: Attributes of ``FlexiBertFamily`` and of ``FlexiSpace``.
 
@@ -244,4 +262,4 @@ def open_family(name: str, *, image: tuple[int, int, int], num_classes: int, **s
         raise UserError("option of family flexibert", unknown[0], allowed=", ".join(sorted(own | choices)))
     space = FlexiSpace(**{key: value for key, value in settings.items() if key in choices})
     rest = {key: value for key, value in settings.items() if key in own}
-    return FlexiBertFamily(image=(image[0], image[1], image[2]), num_classes=num_classes, settings=space, **rest)
+    return FlexiBertFamily(image=tuple(image), num_classes=num_classes, settings=space, **rest)

@@ -127,6 +127,7 @@ class Boshnas(Strategy):
         self._pool = pool
         self._asked: list[int] = []  # places in the library, in the order of trials
         self._losses: dict[int, float] = {}  # by trial number, in the order of tell
+        self._weights: dict[int, str] = {}  # keys of kept weights, by trial number
         self._queue: list[tuple[int, int | None]] = []  # places still to be proposed in this round, with a parent
         self._calm = 0  # exploiting results in a row without a new best
         self._fitted = 0  # results behind the surrogate
@@ -162,7 +163,11 @@ class Boshnas(Strategy):
         else:
             place = self._random(pool)
         self._asked.append(place)
-        return Proposal(pool.architectures[place], parent=parent, info={"kind": kind})
+        info: dict[str, Any] = {"kind": kind}
+        if parent is not None:
+            info["parent_architecture"] = pool.architectures[self._asked[parent - 1]].to_json()
+            info["weights"] = self._weights.get(parent)
+        return Proposal(pool.architectures[place], parent=parent, info=info)
 
     def _listed(self) -> CandidatePool:
         if self._pool is None:
@@ -250,6 +255,8 @@ class Boshnas(Strategy):
         loss = self._loss(result)
         finite = [each for each in self._losses.values() if math.isfinite(each)]
         self._losses[trial.id] = loss
+        if result.weights is not None:
+            self._weights[trial.id] = result.weights
         if math.isfinite(loss) and loss < min(finite, default=math.inf):
             self._calm = 0
         elif trial.info.get("kind") == "exploit":
@@ -283,6 +290,7 @@ class Boshnas(Strategy):
         return {
             "asked": list(self._asked),
             "losses": [[trial, number_to_json(loss)] for trial, loss in self._losses.items()],
+            "weights": [[trial, key] for trial, key in self._weights.items()],
             "queue": [list(each) for each in self._queue],
             "calm": self._calm,
             "fitted": self._fitted,
@@ -291,6 +299,7 @@ class Boshnas(Strategy):
     def _load(self, state: Mapping[str, Any]) -> None:
         self._asked = [int(place) for place in state["asked"]]
         self._losses = {int(trial): number_from_json(loss, "state.loss") for trial, loss in state["losses"]}
+        self._weights = {int(trial): str(key) for trial, key in state["weights"]}
         self._queue = [(int(place), None if parent is None else int(parent)) for place, parent in state["queue"]]
         self._calm, self._fitted = int(state["calm"]), int(state["fitted"])
         self._surrogate = None
