@@ -292,8 +292,8 @@ def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> d
     network = copy.deepcopy(delivered.network).eval()
     use_memory_format_(network, torch.contiguous_format)
     metrics, split = evaluated(run, network, task)
-    exact = exact_costs(network, task.input_shape)
-    latency = measure_latency(network, torch.zeros(1, *task.input_shape))
+    exact = exact_costs(network, task.plain_inputs())
+    latency = measure_latency(network, task.plain_inputs())
     folder = f"networks/{delivered.label}"
     files = export_network(
         network,
