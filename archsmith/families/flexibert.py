@@ -6,9 +6,9 @@ Source: Tuli et al. 2022, "FlexiBERT", arXiv 2205.11656.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise, product
+from math import prod
 from typing import Any
 
 import torch

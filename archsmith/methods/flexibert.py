@@ -10,8 +10,8 @@ where most leading layers agree.
 
 What differs: distances are the bound ``edit_bound`` (5 % above the exact ones on average, as the paper's are
 approximate too), all of them instead of 1 % interpolated; the surrogate takes all examples in one update, about a
-hundred times faster than one by one; the library is a random part of one level of the hierarchy; encoders are trained on
-the task itself, not pretrained. Refinement between levels is ``FlexiSpace.between`` and a second search.
+hundred times faster than one by one; the library is a random part of one level of the hierarchy; encoders are trained
+on the task itself, not pretrained. Refinement between levels is ``FlexiSpace.between`` and a second search.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from archsmith.core.errors import UserError
@@ -120,7 +119,6 @@ def embedded_library(settings: FlexiSpace, size: int, *, dimensions: int = 16, s
     networks = list(members.values())
     graphs = [encoder_graph(settings.layers(each)) for each in networks]
     distances = library_distances(graphs, partial(edit_bound, order=label_order(settings)))
-    distances = np.minimum(distances, distances.T)
     rows = learned_embedding(distances, dimensions=dimensions, epochs=200, learning_rate=0.01, seed=seed)
     places = {each.digest: row for each, row in zip(networks, rows, strict=True)}
     return CandidatePool(networks, lambda each: places[each.digest])

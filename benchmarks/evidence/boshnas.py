@@ -122,7 +122,9 @@ def main() -> None:
             spent[name] += time.perf_counter() - started
         print(f"seed {seed} done", flush=True)
     header = " | ".join(f"regret at {n}" for n in CHECKPOINTS if n <= arguments.queries)
-    print(f"\n| search | evaluations to the top 1 % (censored at {arguments.queries}) | found | {header} | s per search |")
+    print(
+        f"\n| search | evaluations to the top 1 % (censored at {arguments.queries}) | found | {header} | s per search |"
+    )
     print("|---|---|---|" + "---|" * (header.count("|") + 2))
     for name, curves in found.items():
         best = np.stack(curves)
