@@ -116,7 +116,7 @@ class TestSurrogate(StrategyContract):
 class TestBoshnas(StrategyContract):
     spaces = ("small", "deep", "recipe")
     rounds = (1, 3, 2, 1, 4, 1, 2, 3)
-    beats_random = False  # with surrogates this short; tests/strategies/test_boshnas.py compares real ones
+    beats_random = False  # with surrogates this short; tests/strategies/test_boshnas.py searches with longer ones
 
     def make(self, space: Space, seed: int) -> Strategy:
         def surrogate(own: int) -> BoshnasSurrogate:
