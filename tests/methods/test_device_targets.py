@@ -197,7 +197,10 @@ def test_predictions_were_made_before_the_measurement(clock):
 # ------------------------------------------------------------------------------------------------ where it runs
 
 
-@pytest.mark.parametrize("deployment", [Deployment("onnxruntime"), Deployment("onnxruntime", "int8-static")])
+@pytest.mark.parametrize(
+    "deployment",
+    [pytest.param(Deployment("onnxruntime"), marks=pytest.mark.slow), Deployment("onnxruntime", "int8-static")],
+)
 def test_what_is_measured_and_scored_is_the_network_as_it_runs(deployment, monkeypatch):
     made = []
     ready = Deployment.ready
