@@ -77,7 +77,10 @@ def search(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="For instatune: a Hugging Face folder, or module:factory, whose code is executed."),
+        typer.Option(
+            help="For instatune and puzzle: folder of a trained Hugging Face model, or module:factory, whose code is "
+            "executed."
+        ),
     ] = None,
     objectives: Annotated[
         str | None, typer.Option(help='For methods that return a Pareto set, for example "accuracy,latency".')
@@ -117,11 +120,7 @@ def search(
     baselines: Baselines = 0,
     quiet: Quiet = False,
     trust: Trust = False,
-    model: Annotated[
-        str | None,
-        typer.Option(help="For puzzle: folder of a trained model of transformers, or module:factory (executed)."),
-    ] = None,
-    workers: Annotated[int, typer.Option(help="With --model: processes for blocks and scores.")] = 1,
+    workers: Annotated[int, typer.Option(help="For puzzle: processes for blocks and scores.")] = 1,
 ) -> None:
     """Find and train a network for a task within a budget; typed again, go on or show what was found."""
     from archsmith import api
@@ -145,13 +144,13 @@ def search(
         )
         _summarise_any(from_file)
         return
-    if model is not None:
-        if budget is None or data is None:
-            raise UserError("--model", model, allowed="together with --budget and --data FILE")
+    if method == "puzzle":
+        if model is None or budget is None or data is None:
+            raise UserError("--method", method, allowed="together with --model, --budget and --data FILE")
         found = api.search_blocks(
             model,
             task if _was_typed(context, "task") else "language-modelling",
-            method=method if _was_typed(context, "method") else "puzzle",
+            method=method,
             budget=budget,
             data=data,
             out=out or Path("runs") / f"puzzle-{Path(model).name.replace(':', '-')}",
