@@ -19,7 +19,7 @@ from archsmith.evaluate.tables import TableEvaluator, open_table
 from archsmith.families.flexibert_graph import encoder_graph, label_order
 from archsmith.families.flexibert_space import nas_bench_bert
 from archsmith.predictors.graph_embedding import learned_embedding, library_distances
-from archsmith.space import Architecture, Objective, Trial
+from archsmith.space import Architecture, Objective, Result, Trial
 from archsmith.space.labelled_graph import edit_bound
 from archsmith.strategies.base import Strategy
 from archsmith.strategies.boshnas import Boshnas
@@ -29,7 +29,7 @@ from archsmith.strategies.predictor_guided import PredictorGuided
 CHECKPOINTS = (20, 40, 60)
 
 
-def curve(strategy: Strategy, evaluate: Callable[[Trial], float], queries: int) -> np.ndarray:
+def curve(strategy: Strategy, evaluate: Callable[[Trial], Result], queries: int) -> np.ndarray:
     """Return the best score after each evaluation."""
     best: list[float] = []
     scores = TableEvaluatorScore(strategy, evaluate)
@@ -41,7 +41,7 @@ def curve(strategy: Strategy, evaluate: Callable[[Trial], float], queries: int) 
 class TableEvaluatorScore:
     """Asks one trial, tells its result, returns its score."""
 
-    def __init__(self, strategy: Strategy, evaluate: Callable[[Trial], float]) -> None:
+    def __init__(self, strategy: Strategy, evaluate: Callable[[Trial], Result]) -> None:
         self.strategy, self.evaluate = strategy, evaluate
 
     def step(self) -> float:
@@ -60,7 +60,7 @@ def random_curve(scores: np.ndarray, queries: int, seed: int) -> np.ndarray:
 def evolution_curve(rows: np.ndarray, scores: np.ndarray, queries: int, seed: int) -> np.ndarray:
     """Return the best score of regularised evolution among the rows: a child is the new row nearest to its parent.
 
-    Most mutations of a row have no row of their own; with a quarter of the steps another decision is changed too.
+    Most mutations of a row have no row of their own: hence the nearest one that is new, equal ones by chance.
     Ten parents at the start, the oldest of thirty dies, tournaments of ten.
     """
     rng = np.random.default_rng(seed)
