@@ -157,6 +157,7 @@ def _without_times(rows):
     return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
 
 
+@pytest.mark.slow
 def test_any_measured_point_is_exported_by_one_command(finished, tmp_path):
     rows = api.export(finished.path)
     assert [row["point"] for row in rows] == list(range(1, len(rows) + 1)) and "latency" in rows[0]

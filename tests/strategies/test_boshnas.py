@@ -35,6 +35,7 @@ def quick(seed):
     return BoshnasSurrogate(epochs=80, seed=seed)
 
 
+@pytest.mark.slow
 def test_on_a_slope_descent_runs_into_the_corner():
     # An easy landscape: on a narrow quadratic of this grid 25 evaluations were no better than chance.
     ours, chance = [], []
