@@ -198,10 +198,15 @@ class CostModel:
         return deployed.measure(torch.zeros(1, *self.family.image))
 
 
-def exact_costs(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Any]:
-    """Return "macs", "params" and "memory" (weights and peak activations in bytes) of a network for one image."""
+def exact_costs(network: nn.Module, example: Tensor | tuple[int, ...]) -> dict[str, Any]:
+    """Return "macs", "params" and "memory" (weights and peak activations in bytes) of a network for one example.
+
+    Args:
+        network: What is counted.
+        example: One input, as ``Task.plain_inputs`` gives it, or the shape of an image.
+    """
     device = next(network.parameters()).device
-    example = torch.zeros(1, *image, device=device)
+    example = (example if isinstance(example, Tensor) else torch.zeros(1, *example)).to(device)
     counts = count(network, example)
     memory = peak_activation_bytes(network, example) + weight_bytes(network)
     return {"macs": counts.macs, "params": counts.params, "memory": memory}

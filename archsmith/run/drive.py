@@ -328,7 +328,7 @@ def finish_one(
     network = copy.deepcopy(delivered.network).eval()
     use_memory_format_(network, torch.contiguous_format)
     metrics, split = evaluated(run, network, task, test=test)
-    exact = exact_costs(network, task.input_shape)
+    exact = exact_costs(network, task.plain_inputs())
     place = run.path / "networks" / delivered.label if folder is None else folder
     files = export_network(
         network,
@@ -348,7 +348,7 @@ def finish_one(
     if delivered.files:
         further["further"] = {**delivered.record, "files": sorted(delivered.files)}
     if costs.deployment is None:
-        latency = measure_latency(network, torch.zeros(1, *task.input_shape))
+        latency = measure_latency(network, task.plain_inputs())
     else:
         latency, further["deployed"] = deployed_record(
             network, place, costs.deployment, costs.calibration, task, file=delivered.deployed

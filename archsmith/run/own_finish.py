@@ -64,7 +64,7 @@ def prepare_own(config: RunConfig, task: Task, module: ModuleType, journal: Logg
 
 def _check_outputs(network: torch.nn.Module, task: Task) -> None:
     """Refuse a network that does not take the images of the task, or gives another number of classes."""
-    inputs = torch.zeros(2, *task.input_shape)
+    inputs = task.plain_inputs(2)
     try:
         with torch.no_grad():
             outputs = copy.deepcopy(network).eval()(inputs)
@@ -89,8 +89,8 @@ def finish_own(run: Run, delivered: Delivered, task: Task, costs: OwnCosts, *, s
     network = copy.deepcopy(delivered.network).eval()
     use_memory_format_(network, torch.contiguous_format)
     metrics, split = evaluated(run, network, task)
-    exact = exact_costs(network, task.input_shape)
-    latency = measure_latency(network, torch.zeros(1, *task.input_shape))
+    exact = exact_costs(network, task.plain_inputs())
+    latency = measure_latency(network, task.plain_inputs())
     label = "final"
     files, notes = export_own_network(
         network,
@@ -102,7 +102,7 @@ def finish_own(run: Run, delivered: Delivered, task: Task, costs: OwnCosts, *, s
         examples=task.examples(min(CHECK_IMAGES, task.size(split)), split),
     )
     what = record(network)
-    layers = [layer for layer in count(network, torch.zeros(1, *task.input_shape)).layers if layer.macs or layer.params]
+    layers = [layer for layer in count(network, task.plain_inputs()).layers if layer.macs or layer.params]
     result: dict[str, Any] = {
         "method": run.config["method"],
         "task": task.name,

@@ -123,7 +123,7 @@ class OwnCosts:
             raise UserError(
                 "budget", str(budget), allowed="limits on macs, params, latency", hint=f"Drop {foreign[0]}."
             )
-        self.largest = exact_costs(network, task.input_shape)
+        self.largest = exact_costs(network, task.plain_inputs())
         if "latency" in names:
             self.largest["latency"] = self.measure(network)
         self.limits: dict[str, float] = {}
