@@ -43,8 +43,19 @@ def streams(folder: Path, words: int, rows: int) -> tuple[torch.Tensor, torch.Te
     return found["train"], found["valid"]
 
 
-def loss_after(network: torch.nn.Module, train: torch.Tensor, valid: torch.Tensor, steps: int, bptt: int) -> float:
-    """Return the validation loss (natural log, 40 windows) after training; states are carried, gradients are not."""
+def loss_after(
+    network: torch.nn.Module, train: torch.Tensor, valid: torch.Tensor, steps: int, bptt: int, *, carry: bool
+) -> float:
+    """Return the validation loss (natural log, 40 windows) after training.
+
+    Args:
+        network: Trained in place.
+        train: (rows, tokens).
+        valid: (rows, tokens).
+        steps: Of Adam.
+        bptt: Tokens of a window.
+        carry: Whether states go on from window to window (gradients do not); else they begin at zero.
+    """
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     states, place = None, 0
     network.train()
@@ -52,7 +63,7 @@ def loss_after(network: torch.nn.Module, train: torch.Tensor, valid: torch.Tenso
         if place + bptt + 1 > train.shape[1]:
             states, place = None, 0
         x, y = train[:, place : place + bptt], train[:, place + 1 : place + bptt + 1]
-        logits, states = network.step(x, states)
+        logits, states = network.step(x, states if carry else None)
         states = [tuple(s.detach() for s in layer) for layer in states]
         loss = functional.cross_entropy(logits.flatten(0, 1), y.flatten())
         if not bool(loss.isfinite()):
@@ -67,7 +78,7 @@ def loss_after(network: torch.nn.Module, train: torch.Tensor, valid: torch.Tenso
     with torch.no_grad():
         for window in range(40):
             at = window * bptt
-            logits, states = network.step(valid[:, at : at + bptt], states)
+            logits, states = network.step(valid[:, at : at + bptt], states if carry else None)
             total += float(functional.cross_entropy(logits.flatten(0, 1), valid[:, at + 1 : at + bptt + 1].flatten()))
     return total / 40
 
@@ -85,6 +96,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cells", type=int, default=32)
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--carry", action="store_true", help="states go on from window to window")
     parser.add_argument("--seconds", type=float, default=420.0, help="no further cell is begun after so long")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -103,7 +115,7 @@ def main() -> None:
         row = {name: TEXT_SCORES[name].function(network, batch, torch.Generator().manual_seed(0)) for name in SCORES}
         row["params"] = float(family.exact_costs(architecture)["params"])
         row["singular"] = hidden_spectrum(network, batch.images, layer=1, constant="drop").singular
-        row["loss"] = loss_after(network, train, valid, arguments.steps, bptt=20)
+        row["loss"] = loss_after(network, train, valid, arguments.steps, bptt=20, carry=arguments.carry)
         rows.append(row)
         shown = "  ".join(f"{k} {v:.6g}" for k, v in row.items())
         print(f"{len(rows):3d}  nodes {len(recipe_of(architecture))}  {shown}", flush=True)
