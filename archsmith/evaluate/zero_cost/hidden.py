@@ -161,7 +161,7 @@ def embedding_jacobian(
             (jacobian,) = torch.autograd.grad(view(tokens).sum(), leaves)
         finally:
             handle.remove()
-    return cast(Tensor, jacobian.flatten(1))
+    return jacobian.flatten(1)
 
 
 @zero_cost_score(needs="images", arxiv=PAPER, table=TEXT_SCORES)
