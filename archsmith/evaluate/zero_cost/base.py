@@ -25,8 +25,8 @@ class Batch:
     """What a score may look at.
 
     Args:
-        images: (B, C, H, W), normalised, floating point.
-        labels: (B,) class numbers.
+        images: (B, C, H, W), normalised, floating point; for networks of text the token numbers (B, T).
+        labels: (B,) class numbers; any for scores that do not look at them.
 
     Raises:
         UserError: No image, or another number of labels.
@@ -66,15 +66,18 @@ class Score:
 SCORES: dict[str, Score] = {}
 """All scores by name, in the order of definition; filled by ``zero_cost_score``."""
 
+TEXT_SCORES: dict[str, Score] = {}
+"""Scores of recurrent networks and encoders of text, in the same way; they need modules that image networks lack."""
+
 
 def zero_cost_score(
-    *, needs: Needs, arxiv: str = "", higher_is_better: bool = True
+    *, needs: Needs, arxiv: str = "", higher_is_better: bool = True, table: dict[str, Score] = SCORES
 ) -> Callable[[ScoreFunction], ScoreFunction]:
-    """List a function in ``SCORES`` under its own name; the function stays what it is."""
+    """List a function in ``SCORES`` or another table under its own name; the function stays what it is."""
 
     def listed(function: ScoreFunction) -> ScoreFunction:
         name = function.__name__
-        SCORES[name] = Score(name, function, needs, higher_is_better, arxiv)
+        table[name] = Score(name, function, needs, higher_is_better, arxiv)
         return function
 
     return listed

@@ -12,7 +12,7 @@ from torch import nn
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.rng import seed_of
 from archsmith.evaluate.base import WeightStore
-from archsmith.evaluate.zero_cost.base import SCORES, Batch
+from archsmith.evaluate.zero_cost.base import SCORES, TEXT_SCORES, Batch
 from archsmith.space import Result, Space, Trial
 
 SHAPE_BATCH = 16
@@ -40,7 +40,7 @@ class ZeroCostEvaluator:
     Args:
         family: Builds the networks.
         batch: The images and labels that scores look at; may be None when all ``scores`` need the shape only.
-        scores: Names from ``archsmith.evaluate.zero_cost.SCORES``, each once.
+        scores: Names from ``archsmith.evaluate.zero_cost.SCORES`` or, for networks of text, ``TEXT_SCORES``, each once.
 
     The network is initialised from the trial's seed, and all scores are taken from this one build. ``metrics`` holds
     the scores by name; ``params`` and ``macs``, where asked for, are in ``costs`` as well. Scores may be infinite or
@@ -53,10 +53,11 @@ class ZeroCostEvaluator:
 
     def __init__(self, family: BuildingFamily, batch: Batch | None = None, *, scores: Sequence[str]) -> None:
         names = tuple(scores)
-        unknown = [name for name in names if name not in SCORES]
+        listed = {**SCORES, **TEXT_SCORES}
+        unknown = [name for name in names if name not in listed]
         if unknown or not names or len(set(names)) < len(names):
-            raise UserError("scores", list(names), allowed=f"some of {', '.join(SCORES)}, each once")
-        if batch is None and (hungry := [name for name in names if SCORES[name].needs != "shape"]):
+            raise UserError("scores", list(names), allowed=f"some of {', '.join(listed)}, each once")
+        if batch is None and (hungry := [name for name in names if listed[name].needs != "shape"]):
             raise UserError("batch", None, allowed=f"a Batch, because {', '.join(hungry)} look at images or labels")
         if batch is not None and tuple(batch.images.shape[1:]) != tuple(family.image):
             raise UserError(
@@ -67,6 +68,7 @@ class ZeroCostEvaluator:
         self.family = family
         self.batch = batch
         self.scores = names
+        self._listed = listed
 
     def evaluate(self, trial: Trial, *, weights: WeightStore | None = None) -> Result:
         """Score one trial.
@@ -92,7 +94,7 @@ class ZeroCostEvaluator:
             batch = self.batch or _zeros(self.family.image)
             for doing in self.scores:
                 generator = torch.Generator().manual_seed(seed_of(trial.seed, "score", doing))
-                metrics[doing] = SCORES[doing].function(network, batch, generator)
+                metrics[doing] = self._listed[doing].function(network, batch, generator)
         except Exception as error:  # whatever a candidate does is a result, see Evaluator
             return Result.failed(f"{doing}: {type(error).__name__}: {error}", seconds=time.perf_counter() - start)
         costs = {name: value for name, value in metrics.items() if name in ("params", "macs")}
