@@ -673,8 +673,11 @@ def _own_task(task: object, data: str | Path | None, options: Mapping[str, Any] 
 def _completed(config: RunConfig, module: ModuleType, task: Task) -> RunConfig:
     """Return the configuration with every setting of the method and the digest of the data written out."""
     given = {**module.preset_settings(task.input_shape), **config.settings}
-    settings = validated(module.Settings, given, field="settings").model_dump()
-    return config.model_copy(update={"settings": settings, "task_digest": task.digest})
+    settings = validated(module.Settings, given, field="settings")
+    found: dict[str, Any] = {"settings": settings.model_dump(), "task_digest": task.digest}
+    if hasattr(module, "family_options"):  # a family whose options follow from the task's vocabulary, say
+        found["family"] = {**module.family_options(task, settings), **config.family}
+    return config.model_copy(update=found)
 
 
 def _require_same_data(config: RunConfig, task: Task) -> None:

@@ -211,7 +211,8 @@ def drive(
             scalars.add(searcher.position.total, _numbers(figures))
             better = bool(figures.get("within_budget", True)) and figures["valid_accuracy"] > best
             best = max(best, figures["valid_accuracy"]) if better else best
-            if better or searcher.done or time.monotonic() - saved > checkpoint_seconds:
+            long = getattr(searcher, "long_epochs", False)  # an epoch that nobody wants to see repeated
+            if better or long or searcher.done or time.monotonic() - saved > checkpoint_seconds:
                 save(best_now=better)
                 saved = time.monotonic()
         if not searcher.done:
