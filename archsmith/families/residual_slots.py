@@ -124,6 +124,7 @@ class SlotFamily:
         self.ranking = ranking
         self.statistics: dict[str, dict[str, Tensor]] = {}
         self._costs: dict[tuple[str, str], SlotCost] = {}
+        self._rest: SlotCost | None = None
         self.slots = self._slots(dict(alternatives or {}))
         self._by_name = {slot.name: slot for slot in self.slots}
         self.space = ProductSpace(name, {slot.name: Categorical(slot.alternatives) for slot in self.slots})
@@ -327,6 +328,11 @@ class SlotFamily:
         MACs are those of the linear layers and the head on every token; a pooler works once for each sequence. The
         patch embedding of an image model (a convolution) works on every token but the class token.
         """
+        if self._rest is None:
+            self._rest = self._counted_rest()
+        return self._rest
+
+    def _counted_rest(self) -> SlotCost:
         owned: set[int] = set()
         for index, blocks in enumerate(self._blocks):
             for block in blocks:
@@ -334,9 +340,10 @@ class SlotFamily:
         params = sum(tensor.numel() for tensor in self.parent.parameters() if id(tensor) not in owned)
         extra = sum(name.endswith(("cls_token", "distillation_token")) for name, _ in self.parent.named_parameters())
         token, sequence = 0, 0
+        each_token = "TokenClassification" in type(self.parent).__name__
         for name, module in self.parent.named_modules():
             if is_projection(module) and id(module.weight) not in owned:
-                once = "pooler" in name or "classifier" in name
+                once = "pooler" in name or ("classifier" in name and not each_token)
                 token, sequence = token + (not once) * module.weight.numel(), sequence + once * module.weight.numel()
             elif isinstance(module, nn.Conv2d) and module.weight.shape[2:] == tuple(module.stride):
                 token += module.weight.numel()
@@ -367,7 +374,8 @@ class SlotFamily:
         """Run the parent on calibration batches and keep what ranks channels and key-value heads.
 
         Args:
-            batches: Arguments of the parent: mappings (keywords), tuples, or single tensors.
+            batches: Arguments of the parent: mappings (keywords), tuples, or single tensors. Padding does not count
+                where a mapping has an "attention_mask" (B, T).
         """
         from archsmith.families.slot_statistics import collected
 
@@ -418,7 +426,8 @@ def check_layer(family: SlotFamily, index: int, batch: Any, tolerance: float) ->
     owned = {name for block in family._blocks[index] for name, _ in tensors_of(family.layer(index), block)}
     if any(p.dim() > 1 for name, p in family.layer(index).named_parameters() if name not in owned):
         return
-    child = copy.deepcopy(family.parent)
+    shared = [*family.parent.parameters(), *family.parent.buffers()]
+    child = copy.deepcopy(family.parent, {id(tensor): tensor for tensor in shared})  # no second set of weights
     layer = module_at(child, family.layer_paths[index])
     family._replace_(layer, index, dict.fromkeys(parts, "none"), {})
     row = run_watched(child, batch)[id(layer)]

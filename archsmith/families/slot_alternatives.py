@@ -596,6 +596,10 @@ def named_alternative(
         simple["linear"] = Linear
     if name in simple:
         return simple[name](part)
+    if (part, name) == (ATTENTION, "lla"):
+        from archsmith.families.slot_rules import local_linear
+
+        return local_linear()
     if (match := _NUMBERED.fullmatch(name)) is not None:
         kind, number = match[1], float(match[2])
         if part == ATTENTION and kind == "kv" and number == int(number):
@@ -604,7 +608,7 @@ def named_alternative(
             return Width(name, percent=number, multiple=multiple, ranking=ranking)
         if part == FFN and kind == "width" and number == int(number):
             return Width(name, width=int(number), ranking=ranking)
-    more = {ATTENTION: ["kv4 (any number of heads)"], FFN: ["ffn50 (any per cent)", "width3072 (any width)"]}
+    more = {ATTENTION: ["kv4 (any number of heads)", "lla"], FFN: ["ffn50 (any per cent)", "width3072 (any width)"]}
     known = [*simple, *more.get(part, []), *(own.name for own in registered if own.part == part)]
     raise UserError(
         f"alternatives['{part}']", name, allowed=", ".join(known), hint="Register your own: registered=[Own(...)]."

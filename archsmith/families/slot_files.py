@@ -70,7 +70,7 @@ def load(
     Args:
         directory: Where it is.
         parent: A model of the parent's class and shape, for children that are no models of transformers: its structure
-            is copied, its weights are not used.
+            is copied, its weights are not used. For models of transformers only its class is, if it is the child's.
         registered: Alternatives of the user's own that stand in the child.
         sub_blocks: The sub-blocks' places where they were named by hand.
 
@@ -92,7 +92,7 @@ def load(
         )
     if "class" in facts:
         return _load_plain(folder, plan, parent, registered, sub_blocks)
-    return _load_pretrained(folder, facts, plan, registered, sub_blocks)
+    return _load_pretrained(folder, facts, plan, parent, registered, sub_blocks)
 
 
 def restructure_(
@@ -165,6 +165,7 @@ def _load_pretrained(
     folder: Path,
     facts: Mapping[str, Any],
     plan: Mapping[str, Any],
+    parent: nn.Module | None,
     registered: Sequence[Alternative],
     sub_blocks: Sequence[SubBlock] | None,
 ) -> nn.Module:
@@ -174,7 +175,7 @@ def _load_pretrained(
     except ImportError:
         raise MissingExtra("transformers", "text", "Loading a child of a Hugging Face model") from None
     name = (facts.get("architectures") or [""])[0]
-    kind = getattr(transformers, str(name), None)
+    kind = type(parent) if type(parent).__name__ == name else getattr(transformers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise UserError(f"{CONFIG}.architectures", name, allowed="a model class of the installed transformers")
 

@@ -32,6 +32,7 @@ def collected(family: SlotFamily, batches: Sequence[Any]) -> dict[str, dict[str,
     if not batches:
         raise UserError("batches", Shown("none"), allowed="at least one calibration batch")
     found: dict[str, dict[str, Tensor]] = {}
+    real = _RealTokens()
     finer: dict[str, IterativePruning] = {}
     handles = []
     for slot in family.slots:
@@ -40,19 +41,20 @@ def collected(family: SlotFamily, batches: Sequence[Any]) -> dict[str, dict[str,
         if slot.part == ATTENTION and "output" in block.roles and block.kv_heads:
             weight = site.weight("output")
             score = partial(head_contribution, weight=weight, kv_heads=block.kv_heads)
-            hook = _adding(found.setdefault(slot.name, {}), "kv_heads", slot.name, score)
+            hook = _adding(found.setdefault(slot.name, {}), "kv_heads", slot.name, score, real)
             handles.append(site.role("output").register_forward_pre_hook(hook))
         elif slot.part == FFN and "down" in block.roles:
             weight = site.weight("down")
             rows = found.setdefault(slot.name, {})
-            hook = _adding(rows, "channels", slot.name, partial(channel_contribution, weight=weight))
+            hook = _adding(rows, "channels", slot.name, partial(channel_contribution, weight=weight), real)
             handles.append(site.role("down").register_forward_pre_hook(hook))
             if family.ranking == "iterative":
                 finer[slot.name] = pruning = IterativePruning(weight, len(batches))
-                handles.append(site.role("down").register_forward_pre_hook(_updating(pruning)))
+                handles.append(site.role("down").register_forward_pre_hook(_updating(pruning, real)))
     try:
         with torch.no_grad():
             for batch in batches:
+                real.mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
                 run_batch(family.parent, batch)
     finally:
         for handle in handles:
@@ -69,9 +71,23 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
-def _adding(rows: dict[str, Tensor], key: str, slot: str, score: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+class _RealTokens:
+    """Takes the activations of tokens that are no padding, where a batch has an ``attention_mask`` (B, T)."""
+
+    mask: Any = None
+
+    def of(self, activations: Tensor) -> Tensor:
+        mask = self.mask
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape == activations.shape[:2]:
+            return activations[mask.bool().to(activations.device)]
+        return activations
+
+
+def _adding(
+    rows: dict[str, Tensor], key: str, slot: str, score: Callable[[Tensor], Tensor], real: _RealTokens
+) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        scores = score(args[0])
+        scores = score(real.of(args[0]))
         if not bool(torch.isfinite(scores).all()):
             raise UserError(f"activations of {slot}", Shown("NaN or infinite"), allowed="finite activations")
         rows[key] = rows[key] + scores if key in rows else scores
@@ -79,8 +95,8 @@ def _adding(rows: dict[str, Tensor], key: str, slot: str, score: Callable[[Tenso
     return hook
 
 
-def _updating(pruning: IterativePruning) -> Callable[..., None]:
+def _updating(pruning: IterativePruning, real: _RealTokens) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        pruning.update(args[0])
+        pruning.update(real.of(args[0]))
 
     return hook

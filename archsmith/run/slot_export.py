@@ -2,11 +2,12 @@
 
 Written for decoders of the Llama, Qwen2, Qwen3, Mistral and GPT-2 kinds and for BERT, with or without its masked
 language model head. A child of another class, or one with an alternative of the user's own, has no such mapping: the
-error says so, and what ``SlotFamily.save`` writes (record and safetensors) remains, as does ``torch.export``.
+export says so, and writes the record with safetensors and a ``torch.export`` program instead.
 """
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ from torch import Tensor, nn
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import sha256_file, storage_errors, to_json, write_atomic
 from archsmith.families.residual_slots import plan_of
+from archsmith.families.slot_files import save as save_child
 from archsmith.families.slot_layout import SubBlock, bias_of, locate, module_at, weight_of
 from archsmith.families.slot_modules import GroupedAttention, RepeatedHeads
 from archsmith.run.constructor import Call, parse_call
 from archsmith.run.export import largest_gap, network_digest, replace_folder
+from archsmith.run.own_export import compare_program, program_bytes
 from archsmith.run.rebuild import SOURCE_TOLERANCE, run_fresh
 from archsmith.run.source import source_of_call
-
-FILES = ("architecture.json", "model.py", "weights.safetensors", "check.safetensors")
 
 _CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel",
             "BertModel", "BertForMaskedLM")  # fmt: skip
@@ -49,44 +50,62 @@ It computes whole sequences and holds no key-value cache.
 '''
 
 
-def export_child(child: nn.Module, folder: str | Path, *, examples: Tensor) -> dict[str, str]:
-    """Write a child as source and weights, run them in a fresh process, compare, and return the digests of the files.
+def export_child(child: nn.Module, folder: str | Path, *, examples: Tensor) -> tuple[dict[str, str], list[str]]:
+    """Write a child as files that stand alone, run each, compare, and return digests and notes.
+
+    Where the class and all its alternatives have plain layers: ``architecture.json``, ``model.py`` and
+    ``weights.safetensors``; the source runs in a fresh process. Elsewhere: what ``SlotFamily.save`` writes, and
+    ``program.pt2`` (``torch.export``), where torch can export the model; a note says so. In both cases the weights are
+    float32, and ``check.safetensors`` holds the examples and the child's outputs.
 
     Args:
-        child: What ``SlotFamily.build`` or ``load`` returned.
+        child: What ``SlotFamily.build`` or ``load`` returned; only read.
         folder: Where the files go; an older result there is replaced, and a failure leaves nothing.
-        examples: Token numbers (B, T), B at least 2.
+        examples: At least two inputs: token numbers (B, T), or what the model's first argument is.
+
+    Returns:
+        SHA-256 by file name, and notes on what was not written and why.
 
     Raises:
-        UserError: The class has no mapping to plain layers, or an alternative in it has none.
-        ExportError: The written network differs from the child by more than 1e-5.
+        UserError: The child has no plan, the examples do not fit, or the folder cannot be written.
+        ExportError: A written network differs from the child by more than 1e-5 of its largest output.
     """
     folder = Path(folder)
-    if examples.dim() != 2 or len(examples) < 2 or examples.is_floating_point():
-        raise UserError(
-            "examples", Shown(f"{examples.dtype} {tuple(examples.shape)}"), allowed="token numbers (B, T), B >= 2"
-        )
-    child = child.eval()
-    call, weights = plain_form(child)
+    plan = plan_of(child)
+    if examples.dim() < 2 or len(examples) < 2:
+        raise UserError("examples", Shown(f"shape {tuple(examples.shape)}"), allowed="at least two inputs (B, ...)")
+    child = copy.deepcopy(child).to("cpu", torch.float32).eval()
+    outputs_of = Outputs(child)
     with torch.no_grad():
-        found = child(input_ids=examples, **({"use_cache": False} if hasattr(child.config, "use_cache") else {}))
-    logits = (found.logits if hasattr(found, "logits") else found.last_hidden_state).float().contiguous()
-    text = child_source(child, call)
+        outputs = outputs_of(examples).float().contiguous()
     metadata = {"format_version": "1"}
-    facts = {
-        "format_version": 1,
-        "family": "slots",
-        **call.to_json(),
-        "parent": type(child).__name__,
-        "slots": plan_of(child),
-        "network_digest": network_digest(call),
-    }
-    files = {
-        "architecture.json": to_json(facts).encode(),
-        "model.py": text.encode(),
-        "weights.safetensors": save(weights, metadata),
-        "check.safetensors": save({"inputs": examples.contiguous(), "outputs": logits}, metadata),
-    }
+    checks = save({"inputs": examples.contiguous(), "outputs": outputs}, metadata)
+    notes: list[str] = []
+    try:
+        call, weights = plain_form(child)
+    except UserError as error:
+        notes.append(f"There is no model.py. {error}")
+        files = {"check.safetensors": checks}
+        program, note = program_bytes(outputs_of, examples)
+        notes += [note] if note else []
+        files |= {} if program is None else {"program.pt2": program}
+        text = ""
+    else:
+        text = child_source(child, call)
+        facts = {
+            "format_version": 1,
+            "family": "slots",
+            **call.to_json(),
+            "parent": type(child).__name__,
+            "slots": plan,
+            "network_digest": network_digest(call),
+        }
+        files = {
+            "architecture.json": to_json(facts).encode(),
+            "model.py": text.encode(),
+            "weights.safetensors": save(weights, metadata),
+            "check.safetensors": checks,
+        }
     part = folder.with_name(f".{folder.name}.unfinished")
     try:
         with storage_errors("out", folder):
@@ -94,15 +113,40 @@ def export_child(child: nn.Module, folder: str | Path, *, examples: Tensor) -> d
             part.mkdir(parents=True)
             for name, data in files.items():
                 write_atomic(part / name, data)
-        outputs = run_fresh(text, part / "weights.safetensors", {"inputs": examples})
-        largest_gap("model.py with weights.safetensors", outputs, logits, SOURCE_TOLERANCE)
-        digests = {name: sha256_file(part / name) for name in FILES}
+        if text:
+            found = run_fresh(text, part / "weights.safetensors", {"inputs": examples})
+            largest_gap("model.py with weights.safetensors", found, outputs, SOURCE_TOLERANCE)
+        else:
+            save_child(child, part)
+            if "program.pt2" in files:
+                compare_program(part / "program.pt2", {"inputs": examples}, outputs)
+        digests = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
         with storage_errors("out", folder):
             replace_folder(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    return digests
+    return digests, notes
+
+
+class Outputs(nn.Module):
+    """A model of transformers as a function of one tensor: its logits, or its last hidden state."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.uncached = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the outputs of a batch."""
+        found = self.model(inputs, **self.uncached)
+        for name in ("logits", "last_hidden_state"):
+            if isinstance(getattr(found, name, None), Tensor):
+                tensor: Tensor = getattr(found, name)
+                return tensor
+        if isinstance(found, Tensor):
+            return found
+        raise UserError("model", Shown(type(found).__name__), allowed="outputs with logits or last_hidden_state")
 
 
 def child_source(child: nn.Module, call: Call) -> str:
@@ -123,7 +167,7 @@ def plain_form(child: nn.Module) -> tuple[Call, dict[str, Tensor]]:
             "model",
             Shown(type(child).__name__),
             allowed=f"for model.py: {', '.join(_CLASSES)}",
-            hint="SlotFamily.save writes this child's plan and safetensors, which load() rebuilds.",
+            hint="archsmith.families.slot_files.load rebuilds this child from config.json and safetensors.",
         )
     paths, blocks = _located(child, config)
     bert = config.model_type == "bert"

@@ -62,6 +62,21 @@ def test_cached_generation_equals_full_forwards(name: str, choices: dict[str, st
 
 
 @EVERY
+@pytest.mark.parametrize("choices", MIXED, ids=["heads", "first layer empty", "no cache at all"])
+def test_going_on_from_a_cache_equals_a_full_forward(name: str, choices: dict[str, str]) -> None:
+    """In pieces of several tokens, positions and masks left to the model: it asks the first layer where it is."""
+    child = child_of(family_of(name, ranking="norm"), choices)
+    ids = batch_for(name, length=9)["input_ids"]
+    cache, found = None, []
+    with torch.no_grad():
+        for piece in (ids[:, :4], ids[:, 4:7], ids[:, 7:8], ids[:, 8:]):
+            output = child(input_ids=piece, cache=cache, use_cache=True)
+            cache = output.cache
+            found.append(output.logits)
+    torch.testing.assert_close(torch.cat(found, 1), answer(child, {"input_ids": ids}), rtol=0, atol=1e-4)
+
+
+@EVERY
 def test_the_cache_holds_what_the_costs_say(name: str) -> None:
     family = family_of(name, ranking="norm")
     for choices in MIXED:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from slot_nets import DECODERS, ENCODERS, answer, batch_for, family_of
+from slot_nets import DECODERS, ENCODERS, answer, batch_for, family_of, llama, worn
 
 from archsmith.core.errors import UserError
+from archsmith.families.decoder import HFDecoderFamily
 from archsmith.families.residual_slots import plan_of
 from archsmith.families.slot_files import load
 
@@ -89,3 +90,26 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="allowed: a folder that a child was saved in"):
         load(folder)
+
+
+def test_half_precision_comes_back_as_such(tmp_path: Path) -> None:
+    model = worn(llama).to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    family, batch = HFDecoderFamily(model, ranking="norm"), batch_for("llama")
+    child = family.build({**family.parent_architecture(), **CHOICES})
+    assert {p.dtype for p in child.parameters()} == {torch.bfloat16}
+    family.save(child, tmp_path)
+    again = load(tmp_path)
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    assert torch.equal(answer(again, batch), answer(child, batch))
+
+
+def test_a_class_of_the_users_own_is_taken_from_the_parent(tmp_path: Path) -> None:
+    class Mine(type(worn(llama))):  # type: ignore[misc]
+        pass
+
+    family = HFDecoderFamily(worn(lambda: Mine(llama().config)), ranking="norm")
+    family.save(family.build({**family.parent_architecture(), **CHOICES}), tmp_path)
+    assert type(family.load(tmp_path)) is Mine
+    with pytest.raises(UserError, match=r"architectures: got 'Mine'; allowed: a model class of the installed"):
+        load(tmp_path)

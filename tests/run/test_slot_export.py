@@ -13,7 +13,7 @@ from archsmith.core.errors import UserError
 from archsmith.families.decoder import HFDecoderFamily
 from archsmith.families.slot_alternatives import Own
 from archsmith.run.constructor import build
-from archsmith.run.slot_export import FILES, child_source, export_child, plain_form
+from archsmith.run.slot_export import child_source, export_child, plain_form
 
 CHOICES = (
     {"layer0.attention": "kv1", "layer0.ffn": "ffn25", "layer1.attention": "linear", "layer2.ffn": "linear"},
@@ -56,8 +56,9 @@ def test_masks_are_obeyed() -> None:
 def test_the_written_source_runs_alone(name: str, tmp_path: Path) -> None:
     family = family_of(name, ranking="norm")
     child = family.build({**family.parent_architecture(), **CHOICES[0]})
-    digests = export_child(child, tmp_path / "final", examples=batch_for(name)["input_ids"])
-    assert tuple(digests) == FILES
+    digests, notes = export_child(child, tmp_path / "final", examples=batch_for(name)["input_ids"])
+    assert list(digests) == ["architecture.json", "check.safetensors", "model.py", "weights.safetensors"]
+    assert notes == []
     text = (tmp_path / "final" / "model.py").read_text()
     assert text == child_source(child, plain_form(child)[0])
     assert "archsmith." not in text
@@ -78,13 +79,26 @@ def test_scaled_rotary_positions_are_kept() -> None:
         torch.testing.assert_close(network.eval()(batch["input_ids"]), answer(child, batch), rtol=0, atol=1e-5)
 
 
-def test_what_has_no_plain_layers_is_said(tmp_path: Path) -> None:
-    family = family_of("vit", ranking="norm")
-    with pytest.raises(UserError, match=r"ViTForImageClassification; allowed: for model.py: Llama.*SlotFamily.save"):
-        export_child(family.build(family.parent_architecture()), tmp_path, examples=torch.zeros(2, 3, dtype=torch.long))
+def test_what_has_no_plain_layers_is_said_and_written_otherwise(tmp_path: Path) -> None:
+    family, batch = family_of("vit", ranking="norm"), batch_for("vit")
+    child = family.build({**family.parent_architecture(), "layer0.attention": "kv2", "layer1.ffn": "none"})
+    digests, notes = export_child(child, tmp_path / "final", examples=batch["pixel_values"])
+    assert list(digests) == ["check.safetensors", "config.json", "model.safetensors", "program.pt2"]
+    assert len(notes) == 1
+    assert "There is no model.py. model: got ViTForImageClassification; allowed: for model.py: Llama" in notes[0]
+    assert torch.equal(answer(family.load(tmp_path / "final"), batch), answer(child, batch))
+
+
+def test_an_alternative_of_ones_own_has_no_source() -> None:
     own = family_of("llama", registered=[Own("ffn", "same", lambda site: nn.Identity())])
     child = own.build({**own.parent_architecture(), "layer1.ffn": "same"})
     with pytest.raises(UserError, match=r"layer1.ffn: got 'same'; allowed: alternatives with plain layers"):
-        export_child(child, tmp_path, examples=torch.zeros(2, 3, dtype=torch.long))
-    with pytest.raises(UserError, match=r"examples: got torch.float32 \(2, 3\)"):
-        export_child(child, tmp_path, examples=torch.zeros(2, 3))
+        plain_form(child)
+
+
+def test_examples_and_a_plan_are_needed(tmp_path: Path) -> None:
+    family = family_of("llama", ranking="norm")
+    with pytest.raises(UserError, match=r"examples: got shape \(3,\); allowed: at least two inputs"):
+        export_child(family.build(family.parent_architecture()), tmp_path, examples=torch.zeros(3))
+    with pytest.raises(UserError, match=r"allowed: a child that SlotFamily\.build made"):
+        export_child(family.parent, tmp_path, examples=torch.zeros(2, 3, dtype=torch.long))
