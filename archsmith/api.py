@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from archsmith.config import RunConfig, read_config, validated
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.files import read_json
 from archsmith.core.processes import local_process_count, process_count
 from archsmith.cost.backends import threads_pinned
-from archsmith.methods import load_method
+from archsmith.methods import load_method, method_table
 from archsmith.run.baselines import FOLDER as BASELINES
 from archsmith.run.baselines import ScalableFamily, baseline_budget, baseline_configs
 from archsmith.run.block_drive import FAMILY as BLOCKS
@@ -32,13 +32,14 @@ from archsmith.run.directory import Run
 from archsmith.run.drive import drive, follow
 from archsmith.run.own_finish import finish_own, is_own, prepare_own
 from archsmith.run.own_model import FAMILY as OWN
+from archsmith.run.own_model import is_folder
 from archsmith.run.prepare import EarlyJournal, check_room, default_family, family_of, prepare, record_environment
 from archsmith.run.progress import say
 from archsmith.run.report import write_report
 from archsmith.run.stop import StopRequest
 from archsmith.run.verify import verify_run
 from archsmith.space import Budget
-from archsmith.tasks import Task, open_task
+from archsmith.tasks import Task, open_task, task_table
 from archsmith.train.compute import resolve_device
 from archsmith.train.workers import Workers, open_workers, refuse_unrepeatable
 
@@ -77,6 +78,7 @@ def search(
     *,
     method: str = "atomnas",
     family: str | None = None,
+    model: str | None = None,
     budget: str | None = None,
     out: str | Path,
     seed: int = 0,
@@ -91,6 +93,7 @@ def search(
     precision: str = "float32",
     compile: bool = False,
     micro_batches: int = 1,
+    latency: Mapping[str, Any] | None = None,
     time_limit: float | None = None,
     baselines: int = 0,
     quiet: bool = False,
@@ -102,6 +105,8 @@ def search(
             calling this again with the same arguments.
         method: Slug of a search method (``archsmith methods``).
         family: Name of a family (``archsmith families``); the first that the method works on by default, else "mobile".
+        model: Network with pre-trained weights, for methods that make a supernet of one (instatune): a Hugging Face
+            folder, or "module:factory", whose code is executed. In place of ``family``.
         budget: For example "macs<=0.4x, params<=200k"; ``x`` is relative to the largest network.
         out: Folder of the run.
         seed: Seed of everything random.
@@ -112,10 +117,14 @@ def search(
         family_options: Options of the family (preset, rows, activation, ...).
         threads: Threads inside operators; default as many as the process may use (its share, under ``torchrun``).
         memory_format: "channels_last" or "contiguous".
-        device: "cpu", "cuda", or "auto" for a CUDA device where there is one. What is exported is computed on the CPU.
+        device: "cpu", "cuda", or "auto" for a CUDA device where there is one: where training takes place. Also where
+            the latency of a search is measured, for the methods that search for a device (bignas, linas, simq-nas);
+            "onnxruntime" trains on the CPU and measures exported files. What is exported is computed on the CPU.
         precision: "float32", or "bf16" to train under autocast; the exported network is float32 all the same.
         compile: Run the training forward by ``torch.compile``, anew after every cut.
         micro_batches: Compute every batch in this many parts one after another, each with its own batch statistics.
+        latency: Where latency is measured where that is not what ``device`` says: fields of
+            ``archsmith.cost.Deployment`` ("device", "precision", "threads").
         time_limit: Seconds after which the run ends with the best finished result so far.
         baselines: When above 0, train this many random architectures and the uniformly scaled network at the same cost
             afterwards, and compare in the report.
@@ -139,19 +148,23 @@ def search(
     chosen = _with_objectives(dict(settings or {}), objectives, method, module)
     _refuse_names("task option", task_options, ("name", "data", "own"))
     _refuse_names("family option", family_options, ("name", "image", "num_classes"))
+    own = _own_section(model, method, module, family, family_options)
+    if own is not None:
+        memory_format = "contiguous"
     if isinstance(task, str):
-        options = {**getattr(module, "TASK_OPTIONS", {}), **(task_options or {})}
+        options = {**getattr(module, "TASK_OPTIONS", {}), **_tokenizer_of(model, task), **(task_options or {})}
         opened = open_task(task, data=data, **options)
         section = {"name": task, "data": None if data is None else str(Path(data).absolute()), **options}
     else:
         opened, section = _own_task(task, data, task_options), {"name": task.name, "data": None, "own": True}
+    target = _latency_section(device, latency, module)
     config = validated(
         RunConfig,
         {
             "method": system["slug"],
             "task": section,
             "task_digest": opened.digest,
-            "family": {"name": family or default_family(module), **(family_options or {})},
+            "family": own or {"name": family or default_family(module), **(family_options or {})},
             "budget": None if budget is None else str(Budget.parse(budget)),
             "seed": seed,
             "settings": chosen,
@@ -160,10 +173,11 @@ def search(
                 "memory_format": memory_format,
                 "processes": process_count(),
                 "micro_batches": micro_batches,
-                "device": resolve_device(device),
+                "device": resolve_device("cpu" if device == "onnxruntime" else device),
                 "precision": precision,
                 "compile": compile,
             },
+            "latency": target,
         },
         field="config",
     )
@@ -316,6 +330,34 @@ def shrink(
     return _run(_completed(config, module, opened), opened, module, out, time_limit, quiet)
 
 
+def _own_section(
+    model: str | None, method: str, module: ModuleType, family: str | None, options: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return the family of a search on the user's own network; None for a method that searches a family."""
+    wanted = getattr(module, "SUPERNET_OF_OWN", False)
+    if model is None:
+        if wanted:
+            raise UserError(
+                "--model", None, allowed=f"a Hugging Face folder, or module:factory, for the method {method}"
+            )
+        return None
+    if not wanted:
+        raise UserError("--model", model, allowed=f"nothing for the method {method}, which searches a family")
+    if family is not None or options:
+        raise UserError("family", family or dict(options or {}), allowed="nothing beside --model")
+    return {"name": OWN, "target": str(Path(model).expanduser().absolute()) if is_folder(model) else model}
+
+
+def _tokenizer_of(model: str | None, task: str) -> dict[str, Any]:
+    """Return the tokenizer of a pre-trained folder as an option of a text task, where it has one."""
+    texts = {row["name"] for row in task_table() if row["module"] == "text_tasks"}
+    if model is None or task not in texts or not is_folder(model):
+        return {}
+    folder = Path(model).expanduser().absolute()
+    there = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    return {"tokenizer": str(folder)} if there else {}
+
+
 def _own_method(name: str) -> ModuleType:
     """Return the module of a method that shrinks the user's network."""
     from archsmith.run import shrink_model
@@ -325,7 +367,8 @@ def _own_method(name: str) -> ModuleType:
 
 def _module_of(config: RunConfig) -> ModuleType:
     """Return the module of a configuration's method."""
-    return _own_method(config.method) if is_own(config) else load_method(config.method)[1]
+    searches = any(row["slug"] == config.method and row["kind"] == "search" for row in method_table())
+    return _own_method(config.method) if is_own(config) and not searches else load_method(config.method)[1]
 
 
 def resume(
@@ -369,13 +412,13 @@ def resume(
 def _require_trust(config: RunConfig, trust: bool) -> None:
     """Refuse to execute code that only a file names: the file may come from somebody else."""
     target = config.family.get("target")
-    executes = is_own(config) or (config.family["name"] == BLOCKS and not Path(str(target)).is_dir())
+    executes = (is_own(config) or config.family["name"] == BLOCKS) and not is_folder(str(target))
     if executes and not trust:
         raise UserError(
             "run",
             Shown(f"one that executes {target}"),
             allowed="such a run with --trust (trust=True), if you trust the author of that code",
-            hint=f"Or type the command again that started it: archsmith shrink {target} ...",
+            hint="Or type the command again that started it.",
         )
 
 
@@ -479,6 +522,55 @@ def bench(
         raise UserError("workers", workers, allowed="an integer from 1")
     result = run_bench(config, out, workers=workers, say=(lambda text: None) if quiet else say)
     write_bench_report(out, result)
+    return result
+
+
+def bench_fronts(
+    strategies: Sequence[str],
+    arenas: Sequence[str],
+    objectives: Sequence[str],
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    budget: str = "evaluations<=100",
+    seeds: int = 10,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Compare strategies by the fronts they find; go on if ``out`` holds the same comparison unfinished.
+
+    Args:
+        strategies: As in ``bench``, of several objectives ("linas", "nsga2"). Random search is added.
+        arenas: "TABLE/DATASET", or "ofa-mobile/note10": Once-for-All's accuracy predictor with a phone's latencies.
+        objectives: "accuracy" and costs of the arenas, two or three.
+        out: Folder of the comparison; ``report.html`` is written there.
+        data: As in ``bench``.
+        budget: "evaluations<=100", of one search.
+        seeds: Searches of each strategy in each arena, at least 2.
+        quiet: No progress.
+
+    Returns:
+        The content of ``result.json``: for each arena the table of the contenders.
+
+    Raises:
+        UserError: Something given is wrong; nothing was run.
+    """
+    from archsmith.run.bench import bench_budget, contender_of
+    from archsmith.run.bench_fronts import FrontsConfig, run_fronts, write_fronts_report
+
+    limits = bench_budget(budget)
+    if set(limits) != {"evaluations"}:
+        raise UserError("--budget", budget, allowed="evaluations<=N with --objectives")
+    values = {
+        "contenders": [contender_of(text) for text in strategies],
+        "arenas": list(arenas),
+        "objectives": list(objectives),
+        "evaluations": limits["evaluations"],
+        "seeds": seeds,
+        "data": str(_tables_folder(data).absolute()),
+    }
+    config = validated(FrontsConfig, values, field="bench")
+    result = run_fronts(config, out, say=(lambda text: None) if quiet else say)
+    write_fronts_report(out, result)
     return result
 
 
@@ -593,6 +685,22 @@ def _require_same_data(config: RunConfig, task: Task) -> None:
             allowed=f"the data of the configuration, digest {config.task_digest}",
             hint="The data or their split changed since; restore them, or start another run.",
         )
+
+
+def _latency_section(device: str, given: Mapping[str, Any] | None, module: ModuleType) -> dict[str, Any] | None:
+    """Return where latency is measured as the configuration keeps it: None for what was always the default.
+
+    A search for a device measures where it trains, unless something else was asked for or it cannot.
+    """
+    devices = getattr(module, "LATENCY_DEVICES", ())
+    if device not in ("auto", "cpu", "cuda", "onnxruntime"):
+        raise UserError("device", device, allowed="auto, cpu, cuda" + (", onnxruntime" if devices else ""))
+    section = {name: value for name, value in (given or {}).items() if value is not None}
+    if device == "onnxruntime" or (devices and resolve_device(device) in devices):
+        section.setdefault("device", "onnxruntime" if device == "onnxruntime" else resolve_device(device))
+    if section == {"device": "cpu"} and "cpu" in devices:
+        return None
+    return section or None
 
 
 def _with_objectives(
@@ -853,6 +961,51 @@ def _read(run: Run) -> Outcome:
     result = run.result()
     assert result is not None
     return Outcome(run.path, result)
+
+
+def export(
+    run: str | Path,
+    *,
+    points: Sequence[int] | Literal["all"] = (),
+    out: str | Path | None = None,
+    task: Task | None = None,
+    trust: bool = False,
+) -> list[dict[str, Any]]:
+    """Return the measured Pareto set of a search in a supernet, or write points of it as finished networks.
+
+    Args:
+        run: Folder of the run.
+        points: Numbers of points, or "all"; none returns the set.
+        out: Where a folder "front-NUMBER" for each point goes; "exported" in the run by default.
+        task: The task object, when the run was started with one of your own.
+        trust: Execute the factory that the run names, where its network is one of your own.
+
+    Returns:
+        Without points, a row for each point of the set: "point", metrics, costs. Else their records, as outcomes of
+        ``result.json``.
+
+    Raises:
+        UserError: Not a run, one of another kind of method, no such point, or its data changed.
+    """
+    from archsmith.run.export_points import export_points, front_rows, restored
+
+    with Run.open(Path(run)) as opened:
+        config = validated(RunConfig, opened.config, field="config")
+        _require_trust(config, trust)
+        own = task or task_of(config)
+        _require_same_data(config, own)
+        with threads_pinned(config.runtime.threads), open_workers(config.runtime.device) as workers:
+            costs: Any
+            if is_own(config):
+                costs, searcher = prepare_own(config, own, _module_of(config), opened)
+            else:
+                costs, searcher = prepare(config, own, _module_of(config), opened, workers)
+            search = restored(opened, searcher)
+            rows = front_rows(search)
+            if not points:
+                return rows
+            numbers = [row["point"] for row in rows] if points == "all" else [int(point) for point in points]
+            return export_points(opened, search, own, costs, numbers, Path(out or Path(run) / "exported"))
 
 
 def verify(run: str | Path, *, trust: bool = False) -> Report:

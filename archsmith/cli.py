@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -75,6 +75,13 @@ def search(
         str | None,
         typer.Option(help="Name of a family; see archsmith families. [default: the first of the method, else mobile]"),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="For instatune and puzzle: folder of a trained Hugging Face model, or module:factory, whose code is "
+            "executed."
+        ),
+    ] = None,
     objectives: Annotated[
         str | None, typer.Option(help='For methods that return a Pareto set, for example "accuracy,latency".')
     ] = None,
@@ -83,7 +90,27 @@ def search(
     task_set: TaskOptions = None,
     family_set: FamilyOptions = None,
     threads: Annotated[int | None, typer.Option(help="Threads inside operators. [default: all cores]")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a CUDA device where there is one.")] = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu, cuda, or auto: a CUDA device where there is one. For bignas, linas and simq-nas also where "
+            "latency is measured; onnxruntime trains on the CPU and measures exported files."
+        ),
+    ] = "cpu",
+    latency_device: Annotated[
+        str | None,
+        typer.Option(help="cpu, onnxruntime or cuda, to measure latency elsewhere than --device trains."),
+    ] = None,
+    latency_precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision in which the network is going to run: fp32; bf16 (cpu, cuda); int8-dynamic or int8-static "
+            "(onnxruntime). [default: fp32]"
+        ),
+    ] = None,
+    latency_threads: Annotated[
+        int | None, typer.Option(help="Threads with which latency is measured. [default: 1]")
+    ] = None,
     precision: Annotated[str, typer.Option(help="float32, or bf16 to train under autocast.")] = "float32",
     compile_forward: Annotated[
         bool, typer.Option("--compile", help="Run the training forward by torch.compile, anew after every cut.")
@@ -93,11 +120,7 @@ def search(
     baselines: Baselines = 0,
     quiet: Quiet = False,
     trust: Trust = False,
-    model: Annotated[
-        str | None,
-        typer.Option(help="For puzzle: folder of a trained model of transformers, or module:factory (executed)."),
-    ] = None,
-    workers: Annotated[int, typer.Option(help="With --model: processes for blocks and scores.")] = 1,
+    workers: Annotated[int, typer.Option(help="For puzzle: processes for blocks and scores.")] = 1,
 ) -> None:
     """Find and train a network for a task within a budget; typed again, go on or show what was found."""
     from archsmith import api
@@ -121,13 +144,13 @@ def search(
         )
         _summarise_any(from_file)
         return
-    if model is not None:
-        if budget is None or data is None:
-            raise UserError("--model", model, allowed="together with --budget and --data FILE")
+    if method == "puzzle":
+        if model is None or budget is None or data is None:
+            raise UserError("--method", method, allowed="together with --model, --budget and --data FILE")
         found = api.search_blocks(
             model,
             task if _was_typed(context, "task") else "language-modelling",
-            method=method if _was_typed(context, "method") else "puzzle",
+            method=method,
             budget=budget,
             data=data,
             out=out or Path("runs") / f"puzzle-{Path(model).name.replace(':', '-')}",
@@ -144,6 +167,7 @@ def search(
         task,
         method=method,
         family=family,
+        model=model,
         budget=budget,
         out=out or Path("runs") / f"{method}-{task}",
         seed=seed,
@@ -157,6 +181,7 @@ def search(
         precision=precision,
         compile=compile_forward,
         micro_batches=micro_batches,
+        latency={"device": latency_device, "precision": latency_precision, "threads": latency_threads},
         time_limit=limit,
         baselines=baselines,
         quiet=quiet,
@@ -248,6 +273,37 @@ def report(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a search in a supernet: bignas, linas, instatune, simq-nas.")],
+    point: Annotated[
+        list[str] | None, typer.Option(help="Number of a point of the measured Pareto set, or all; repeat.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the networks go. [default: RUN/exported]")] = None,
+    trust: Trust = False,
+) -> None:
+    """Show the measured Pareto set of a search, or write points of it as finished, checked networks."""
+    from archsmith import api
+
+    given = point or []
+    if wrong := [each for each in given if each != "all" and not each.isdigit()]:
+        raise UserError("--point", wrong[0], allowed="a number of the list that archsmith export RUN shows, or all")
+    if not given:
+        rows = api.export(run, trust=trust)
+        table = Table(title=f"the measured Pareto set of {escape(str(run))}", title_justify="left")
+        for name in rows[0]:
+            table.add_column(name.replace("_", " "), justify="right")
+        for row in rows:
+            table.add_row(*(f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for value in row.values()))
+        Console().print(table)
+        typer.echo(f"Next: archsmith export {run} --point {rows[-1]['point']}, or --point all")
+        return
+    points: Literal["all"] | list[int] = "all" if "all" in given else [int(each) for each in given]
+    for record in api.export(run, points=points, out=out, trust=trust):
+        accuracy = f"valid accuracy {100 * record['metrics']['valid_accuracy']:.2f} %"
+        typer.echo(f"{record['folder']}: {accuracy}, {_latency_text(record['costs']['latency'])}")
+
+
+@app.command()
 def verify(
     run: Annotated[Path, typer.Argument(help="Folder of a finished or stopped run.")],
     trust: Trust = False,
@@ -331,6 +387,13 @@ def bench(
     data: Annotated[Path | None, typer.Option(help="Folder of the benchmark tables.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; typed again, it goes on.")] = Path("runs/bench"),
     workers: Annotated[int, typer.Option(help="Processes; the numbers do not depend on it.")] = 1,
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare fronts: accuracy and costs of the arenas (accuracy,latency), judged by hypervolume. Arenas "
+            "are then tables, or ofa-mobile/note10: Once-for-All's accuracy predictor with a phone's latencies."
+        ),
+    ] = None,
     count_repeats: Annotated[
         bool, typer.Option("--count-repeats", help="Evaluating the same network again costs as much as the first time.")
     ] = False,
@@ -348,6 +411,13 @@ def bench(
 
     if methods:
         _compare_methods(methods, tasks or ["digits"], out, cost, seeds, random, seconds)
+        return
+
+    if objectives is not None:
+        names = [name.strip() for name in objectives.split(",")]
+        _compare_fronts(
+            strategies or ["linas", "nsga2"], arenas or ["ofa-mobile/note10"], names, data, budget, seeds, out
+        )
         return
 
     result = api.bench(
@@ -371,6 +441,31 @@ def bench(
             table.add_column(BENCH_COLUMNS[number], overflow="fold", justify="right" if number else "left")
         for row in bench_rows(arena):
             table.add_row(*(escape(row[number]) for number in short))
+        console.print(table)
+    console.print(f"report {out / 'report.html'}", soft_wrap=True)
+
+
+def _compare_fronts(
+    strategies: list[str],
+    arenas: list[str],
+    objectives: list[str],
+    data: Path | None,
+    budget: str,
+    seeds: int,
+    out: Path,
+) -> None:
+    """Print the tables of strategies compared by their fronts."""
+    from archsmith import api
+    from archsmith.run.bench_fronts import FRONT_COLUMNS, front_rows, reference_text
+
+    result = api.bench_fronts(strategies, arenas, objectives, out=out, data=data, budget=budget, seeds=seeds)
+    console = Console()
+    for arena in result["arenas"]:
+        table = Table(title=f"{arena['arena']}, reference {reference_text(arena)}", title_justify="left")
+        for number, name in enumerate(FRONT_COLUMNS):
+            table.add_column(name, overflow="fold", justify="right" if number else "left")
+        for row in front_rows(arena):
+            table.add_row(*map(escape, row))
         console.print(table)
     console.print(f"report {out / 'report.html'}", soft_wrap=True)
 
@@ -405,6 +500,9 @@ def advise(
         bool, typer.Option("--own-model", help="You have a model that should become smaller.")
     ] = False,
     objectives: Annotated[int, typer.Option(help="Number of things to improve at once.")] = 1,
+    devices: Annotated[int, typer.Option(help="Devices, or budgets, that need a network each.")] = 1,
+    latency: Annotated[bool, typer.Option("--latency", help="Latency is improved or limited.")] = False,
+    family: Annotated[str | None, typer.Option(help="Name of a family; see archsmith families.")] = None,
 ) -> None:
     """Say what to use, from figures that were measured, with random search beside them."""
     from archsmith.run.advise import advise as measured
@@ -421,6 +519,16 @@ def advise(
             soft_wrap=True,
         )
         return
+    if objectives > 1 or devices != 1 or latency:
+        from archsmith.run.advise_devices import device_advice
+
+        trained = evaluations is not None and devices == 1 and family is None and not latency
+        lines = device_advice(
+            objectives=objectives, devices=devices, latency=latency, family=family, trained=trained or data != "images"
+        )
+        for line in lines:
+            console.print(line, soft_wrap=True)
+        return
     if evaluations is None:
         if data != "images":
             console.print(f"Nothing was measured for {escape(data)} in a single run. With --evaluations N there is.")
@@ -432,11 +540,6 @@ def advise(
             "Measured (docs/systems/atomnas.md): on the digits it is no better than random networks of the same cost; "
             "compare yours with --baselines 3.",
             soft_wrap=True,
-        )
-        return
-    if objectives > 1:
-        console.print(
-            "Several objectives: strategy nsga2 (measured against random search in docs/guide/strategies.md)."
         )
         return
     step, found = measured(evaluations)
@@ -570,11 +673,11 @@ def _summarise(outcome: Outcome) -> None:
     rows["memory"] = f"{format_count(costs['memory_bytes'])}B (weights and peak activations, batch 1)"
     rows["latency"] = _latency_text(costs["latency"])
     if result["budget"]:
-        rows["budget"] = f"{result['budget']}: kept"
+        rows["budget"] = f"{result['budget']}: {_kept(result, costs)}"
     rows["time"] = f"{result['seconds']:.0f} s"
     rows["test reads"] = result["test_reads"]
-    for note in result["notes"]:
-        rows["note"] = note
+    for number, note in enumerate(result["notes"], start=1):
+        rows["note" if number == 1 else f"note {number}"] = note
     for file in best["files"]:
         rows[file] = outcome.folder / file
     for other in result["outcomes"][1:]:
@@ -649,10 +752,29 @@ def _diagnosis(findings: Sequence[dict[str, str]]) -> None:
         console.print(f"  Try: {escape(finding['next_command'])}", soft_wrap=True)
 
 
+def _kept(result: Mapping[str, Any], costs: Mapping[str, Any]) -> str:
+    """Say whether the budget is kept: exact costs are, a latency is judged by the rule for claims."""
+    from archsmith.cost import Latency, claim
+
+    limit = result["limits"].get("latency")
+    if limit is None:
+        return "kept"
+    verdict = claim(Latency.from_dict(costs["latency"]), limit)
+    words = {"holds": "kept", "violated": "latency above its limit", "not verifiable now": "latency too noisy to claim"}
+    return words[verdict]
+
+
 def _latency_text(latency: dict[str, Any]) -> str:
     from archsmith.cost import Latency
 
     measured = Latency.from_dict(latency)
     noisy = ", too noisy to claim" if measured.noisy else ""
     where = measured.provenance
-    return f"{measured.median_ms:.3f} ms ({where.backend}, {where.precision}, {where.threads} thread, batch 1{noisy})"
+    low, high = measured.interval_ms
+    device = "" if where.device == "cpu" else f" on {where.device}"
+    precision = "fp32" if where.precision == "as stored" else where.precision.removeprefix("as stored: ")
+    threads = f"{where.threads} thread{'s' if where.threads > 1 else ''}"
+    return (
+        f"{measured.median_ms:.3f} ms, 95 % interval {low:.3f} to {high:.3f} "
+        f"({where.backend}{device}, {precision}, {threads}, batch 1{noisy})"
+    )

@@ -70,6 +70,8 @@ class RunConfig(BaseModel):
         settings: The method's hyper-parameters, complete.
         runtime: See ``Runtime``.
         architecture: Decisions by path of the one architecture that is trained instead of searching, or None.
+        latency: Where latency is measured, the fields of ``archsmith.cost.Deployment``; None where the method has no
+            choice, or for torch on the CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,10 +85,12 @@ class RunConfig(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
     runtime: Runtime
     architecture: dict[str, Any] | None = None
+    latency: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; a run that searches has no ``architecture``, which came later than its format."""
-        values = {k: v for k, v in self.model_dump().items() if k != "architecture" or v is not None}
+        """Return plain JSON values; what came later than the format is left out where it is None."""
+        later = ("architecture", "latency")
+        values = {k: v for k, v in self.model_dump().items() if k not in later or v is not None}
         return {**values, "runtime": self.runtime.to_json()}
 
 

@@ -168,6 +168,7 @@ def test_verify_ends_with_1_when_something_is_not_as_claimed(finished: Path, tmp
     assert re.search(r"weights.safetensors .*ok", text)
 
 
+@pytest.mark.slow
 def test_verify_ends_with_0_on_a_sound_run(finished: Path, tmp_path: Path, cli: Cli) -> None:
     shutil.copytree(finished, tmp_path / "run")
     code, text = cli("verify", tmp_path / "run")

@@ -30,6 +30,8 @@ NO_TORCH = [
     "strategies",
     "predictors",
     "methods/__init__.py",
+    "families/flexibert_graph.py",
+    "families/flexibert_space.py",
     "families/__init__.py",
     "families/cell_spaces.py",
     "families/graph_cells.py",

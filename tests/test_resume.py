@@ -80,7 +80,7 @@ def kill_again_and_again(starter: Starter, run: Path, *, kills: int, seed: int) 
     A moment is something that the process is seen doing, and a random delay after it.
     """
     moments = random.Random(seed)
-    kinds = ["start", "folder", "epoch", "epoch", "checkpoint", "evaluation", "export"]
+    kinds = ["start", "folder", "epoch", "checkpoint", "evaluation", "export", "epoch"]
     done = 0
     while done < kills:
         kind = kinds[done % len(kinds)] if kills <= len(kinds) else moments.choice(kinds)
@@ -121,9 +121,9 @@ def killed_runs(starter: Starter, reference: Path, folder: Path, *, kills: int, 
 def test_a_run_killed_at_every_kind_of_moment_ends_with_the_same_bits(
     starter: Starter, reference: Path, tmp_path: Path
 ) -> None:
-    kills = killed_runs(starter, reference, tmp_path, kills=7, each=7)
+    kills = killed_runs(starter, reference, tmp_path, kills=6, each=6)
     print(f"{kills} kills of the real process, all ends equal")
-    assert kills >= 7
+    assert kills >= 6
 
 
 @pytest.mark.slow
@@ -172,6 +172,7 @@ def test_ctrl_c_leaves_a_result_that_verifies_and_a_run_that_goes_on(
     assert ending(run) == ending(reference)
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_with_a_result_and_ctrl_c_does_not_break_the_last_check(
     starter: Starter, reference: Path, tmp_path: Path
 ) -> None:

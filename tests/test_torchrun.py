@@ -61,6 +61,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_two_processes_end_like_one_with_two_micro_batches(reference: Path, tmp_path: Path) -> None:
     done = run_cli(*arguments(tmp_path / "run", "--micro-batches", "2"), timeout=200)
     assert done.returncode == 0, done.stdout

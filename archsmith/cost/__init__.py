@@ -9,12 +9,14 @@
 - Looked up: ``LookupTable``, the sum of measured operators (``read_lookup_table``, or here: ``measure_table``);
   ``fit_whole_networks`` says how well they add up, ``InterpolatedRow`` what lies between measured widths
 - Counted and measured, per layer: ``profile``; ``layer_times`` sums up the kernels of an ONNX file, conversions apart
+- Asked for by a user: a ``Deployment`` (device, precision, threads), which makes a network ready and measures it
 - As typed by a user: ``load_target``, ``parse_shapes``, ``example_inputs``
 """
 
 from archsmith.cost.additivity import Additivity, fit_whole_networks
 from archsmith.cost.backends import Backend, Precision, Target
 from archsmith.cost.counts import Convention, Counts, LayerCount, count
+from archsmith.cost.deployment import PRECISIONS, Deployed, Deployment
 from archsmith.cost.energy import Energy, NotAvailable, measure_energy
 from archsmith.cost.interpolation import InterpolatedRow
 from archsmith.cost.latency import Latency, Provenance, Verdict, claim, measure_latency, measure_many
@@ -34,12 +36,15 @@ from archsmith.cost.reference import reference_inputs, reference_network
 from archsmith.cost.targets import example_inputs, load_target, parse_shapes
 
 __all__ = [
+    "PRECISIONS",
     "TABLE_COLUMNS",
     "Additivity",
     "Backend",
     "CalibrationMethod",
     "Convention",
     "Counts",
+    "Deployed",
+    "Deployment",
     "Energy",
     "InterpolatedRow",
     "Latency",

@@ -19,8 +19,24 @@ from archsmith.graph import Inputs
 CONVERSIONS = "(conversions)"
 OTHERS = "(other kernels)"
 
-_CONVERTING = ("QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "Transpose", "Cast")
-_INTEGER = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger", "MatMulInteger")
+_CONVERTING = (
+    "DynamicQuantizeLinear",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "ReorderInput",
+    "ReorderOutput",
+    "Transpose",
+    "Cast",
+)
+_INTEGER = (
+    "QLinearConv",
+    "QGemm",
+    "QLinearMatMul",
+    "MatMulIntegerToFloat",
+    "ConvInteger",
+    "MatMulInteger",
+    "DynamicQuantizeMatMul",
+)
 
 
 @dataclass(frozen=True)
@@ -90,4 +106,6 @@ def _layer_of(kernel: str, nodes: dict[str, str], makers: dict[str, Any]) -> str
     if kernel.endswith("_nchwc"):
         # A value behind another kind of kernel (a pooling in the blocked layout) is none of a layer's.
         return nodes.get(maker.name, "") if maker is not None and "Pool" not in kernel else ""
-    return next((name for node, name in nodes.items() if kernel.startswith(f"{node}_token_")), "")
+    # Dynamic quantisation names what it makes of a node after it; a fused kernel gets a token.
+    marks = ("_token_", "_quant", "_MatMul_quant")
+    return next((name for node, name in nodes.items() if kernel.startswith(tuple(node + mark for mark in marks))), "")

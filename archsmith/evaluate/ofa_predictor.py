@@ -60,13 +60,13 @@ class OfaPredictor:
     """
 
     def __init__(self, path: str | Path) -> None:
-        file = _found("predictor", path, PREDICTOR_FILE)
+        file = found_file("predictor", path, PREDICTOR_FILE)
         try:
             with np.load(file) as archive:
                 arrays = {name: np.asarray(archive[name], dtype=np.float64) for name in archive.files}
             self._layers = [(arrays[f"{k}.weight"], arrays[f"{k}.bias"]) for k in (0, 2, 4, 6)]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise _unreadable("predictor", file, error) from error
+            raise unreadable("predictor", file, error) from error
         width = 2 * 3 * UNITS * BLOCKS + _SIZES
         if self._layers[0][0].shape[1] != width:
             raise UserError("predictor", self._layers[0][0].shape, allowed=f"a first layer of {width} inputs")
@@ -104,12 +104,12 @@ class OfaLatency:
     """
 
     def __init__(self, path: str | Path) -> None:
-        file = _found("latency", path, LATENCY_FILE)
+        file = found_file("latency", path, LATENCY_FILE)
         try:
             tables = json.loads(file.read_text(encoding="utf-8"))["tables"]
             self._tables = {int(size): {key: row["mean"] for key, row in tables[size].items()} for size in tables}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _unreadable("latency", file, error) from error
+            raise unreadable("latency", file, error) from error
         self._skeletons = {size: Skeleton(image=(3, size, size), width=WIDTH) for size in self._tables}
 
     def milliseconds(self, architecture: Mapping[str, Any]) -> float:
@@ -205,7 +205,8 @@ class OfaPredictorEvaluator:
         return Result(metrics={"valid_accuracy": accuracy}, costs=self.exact_costs(architecture))
 
 
-def _found(field: str, path: str | Path, name: str) -> Path:
+def found_file(field: str, path: str | Path, name: str) -> Path:
+    """Return the path of a published file, given itself or its folder, or refuse."""
     file = Path(path) / name if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(
@@ -217,5 +218,6 @@ def _found(field: str, path: str | Path, name: str) -> Path:
     return file
 
 
-def _unreadable(field: str, file: Path, error: Exception) -> UserError:
+def unreadable(field: str, file: Path, error: Exception) -> UserError:
+    """Return the error of a published file that cannot be read."""
     return UserError(field, Shown(str(file)), allowed="the published file, whole", hint=f"Reading: {error}.")

@@ -34,8 +34,8 @@ class BuildingFamily(Protocol):
     """What is asked of a family here."""
 
     @property
-    def image(self) -> tuple[int, int, int]:
-        """Shape of one image, (C, H, W)."""
+    def image(self) -> tuple[int, ...]:
+        """Shape of one example, (C, H, W) of an image."""
 
     @property
     def num_classes(self) -> int:

@@ -12,6 +12,9 @@ weight decay, dropout and drop-connect are on in its pass alone. A child's batch
 evaluated. Children are then selected from coarse to fine: a grid of tied choices, and small mutations of its best
 within each of several budgets.
 
+With latency among the objectives, the budgets are latencies in place of MACs: measured on every child that is
+evaluated, and foretold by a predictor that learns from them for the many mutants that are not.
+
 What differs: the paper's text could not be read beyond its abstract; space and hyper-parameters are those that public
 reimplementations restate (AttentiveNAS, arXiv 2011.09011, for clipping and the number of children). Shorter trainings
 keep the published proportions of warm-up, decay and constant tail.
@@ -23,20 +26,20 @@ from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from archsmith.core.rng import seed_of
 from archsmith.run.costs import CostModel
+from archsmith.run.foretold import Foretold
 from archsmith.run.supernet_search import SupernetSearcher
-from archsmith.space import Architecture, Budget, Limit
+from archsmith.space import Architecture, Budget, Limit, Objective, Trial
 from archsmith.strategies.coarse_to_fine import CoarseToFine
 from archsmith.supernet.sampling import Sandwich
 from archsmith.tasks.base import Task
 from archsmith.train.children import ChildrenStep
 from archsmith.train.compute import Compute
-from archsmith.train.distill import soft_cross_entropy
 from archsmith.train.optim import RMSprop
-from archsmith.train.schedules import staircase_to_floor
+from archsmith.train.single_stage import PUBLISHED_EPOCHS, single_stage_rate, single_stage_step
 
 SYSTEM = {
     "slug": "bignas",
@@ -50,11 +53,18 @@ SYSTEM = {
 WORKS_ON = ("bignas",)
 """Families with a sliced supernet."""
 
+LATENCY_DEVICES = ("cpu", "onnxruntime", "cuda")
+"""Where latency can be measured."""
+
 TASK_OPTIONS = {"label_smoothing": 0.1}
 """For the largest child; the others see its predictions only."""
 
-PUBLISHED_EPOCHS = 360
-"""Of the schedule whose proportions shorter trainings keep."""
+OBJECTIVES = {
+    "accuracy": Objective("valid_accuracy"),
+    "macs": Objective("macs", "minimize"),
+    "latency": Objective("latency", "minimize"),
+}
+"""What may be improved, by the name that settings and command line use."""
 
 
 class Settings(BaseModel):
@@ -75,7 +85,8 @@ class Settings(BaseModel):
         clip_value: Largest absolute entry of the gradient, 0 for none.
         clip_norm: Largest norm of the gradient, 0 for none.
         calibration_batches: Training batches for a child's statistics.
-        points: Budgets of the selection, evenly spaced in the logarithm of the MACs; the last is the run's budget.
+        objectives: "accuracy" and the cost of the budgets, "macs" (published) or "latency".
+        points: Budgets of the selection, evenly spaced in the logarithm of that cost; the last is the run's budget.
         levels: Values of each kind of choice in the coarse grid.
         mutations: Evaluations of the fine phase.
         mutation_probability: With which a mutation changes each decision.
@@ -97,10 +108,18 @@ class Settings(BaseModel):
     clip_value: float = Field(1.0, ge=0)
     clip_norm: float = Field(0.0, ge=0)
     calibration_batches: int = Field(64, ge=1)
+    objectives: tuple[Literal["accuracy", "macs", "latency"], ...] = ("accuracy", "macs")
     points: int = Field(4, ge=1)
     levels: dict[str, int] = Field(default={"resolution": 4, "width": 3, "depth": 3, "kernel": 2, "expansion": 2})
     mutations: int = Field(500, ge=0)
     mutation_probability: float = Field(0.1, gt=0, le=1)
+
+    @field_validator("objectives", mode="after")
+    @classmethod
+    def _accuracy_and_a_cost(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(names) != 2 or "accuracy" not in names or len(set(names)) != 2:
+            raise ValueError("accuracy and one cost, 'macs' or 'latency'")
+        return names
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -148,6 +167,7 @@ class Searcher(SupernetSearcher):
         compute: Compute | None = None,
     ) -> None:
         self.settings = settings
+        self.objectives = tuple(OBJECTIVES[name] for name in settings.objectives)
         super().__init__(
             family=family,
             task=task,
@@ -172,15 +192,15 @@ class Searcher(SupernetSearcher):
     def rate(self, step: int) -> float:
         """Return the rate after ``step`` steps: linear rise, exponential stairs, constant tail."""
         s = self.settings
-        share = s.epochs / PUBLISHED_EPOCHS
-        return staircase_to_floor(
+        return single_stage_rate(
             step,
             peak=s.lr,
+            epochs=s.epochs,
             steps_per_epoch=self.training_steps,
-            warmup_epochs=5.0 * share if s.warmup_epochs is None else s.warmup_epochs,
             decay=s.decay,
-            every_epochs=2.4 * share if s.decay_epochs is None else s.decay_epochs,
             floor=s.floor,
+            warmup_epochs=s.warmup_epochs,
+            decay_epochs=s.decay_epochs,
         )
 
     def make_rule(self) -> Sandwich:
@@ -190,10 +210,9 @@ class Searcher(SupernetSearcher):
     def make_step(self) -> ChildrenStep:
         """Return the step: in-place distillation, decay and dropout for the largest child alone, one optimiser step."""
         s = self.settings
-        return ChildrenStep(
+        return single_stage_step(
             self.supernet,
             self.optimizer,
-            distance=soft_cross_entropy,
             weight_decay=s.weight_decay,
             clip_value=s.clip_value,
             clip_norm=s.clip_norm,
@@ -204,15 +223,34 @@ class Searcher(SupernetSearcher):
     def make_strategy(self) -> CoarseToFine:
         """Return the selection, one best child for every budget."""
         s = self.settings
+        self._foretold = Foretold(self.family.space)
         return CoarseToFine(
             self.family.space,
             seed=seed_of(self.seed, "selection"),
             limits=self.budgets(),
-            costs=self.costs_of,
+            costs=self.costs_beforehand,
             levels=s.levels,
             mutation_probability=s.mutation_probability,
             mutations=s.mutations,
         )
+
+    def costs_beforehand(self, architecture: Architecture) -> dict[str, float]:
+        """Return what is known of a child's costs before it is measured: exact ones, and the least likely latency."""
+        if not self.measures_latency:
+            return self.costs_of(architecture)
+        if architecture.digest in self.measured:
+            return self.costs_of(architecture)
+        return {**self.counted_costs(architecture), "latency": self._foretold.least_ms(architecture, self._known_ms())}
+
+    def foretold(self, trial: Trial) -> dict[str, float]:
+        """Return the latency that the predictor expects of a trial's child."""
+        if not self.measures_latency:
+            return {}
+        expected = self._foretold.ms(trial.architecture, self._known_ms())
+        return {} if expected is None else {"latency": expected}
+
+    def _known_ms(self) -> list[tuple[Architecture, float]]:
+        return [(child.architecture, child.costs["latency"]) for child in self.in_order]
 
     def make_parts(self) -> dict[str, int]:
         """Return the evaluations of both phases."""
@@ -221,25 +259,30 @@ class Searcher(SupernetSearcher):
         return {name: count for name, count in parts.items() if count}
 
     def budgets(self) -> list[Budget]:
-        """Return the budgets by rising MACs; all keep the run's limits, the last has no others."""
-        low = self.family.exact_costs(self.family.smallest())["macs"]
+        """Return the budgets by rising cost; all keep the run's limits, the last has no others."""
+        axis = self.axis
+        low = self.costs_of(self.family.smallest())[axis]
         whole = self.limits()
-        given = {limit.cost: limit.value for limit in whole.limits}
-        high = given.get("macs", self.family.exact_costs(self.family.largest())["macs"])
-        others = tuple(limit for limit in whole.limits if limit.cost != "macs")
+        given = {limit.cost: limit for limit in whole.limits}
+        high = given[axis].value if axis in given else self.costs_of(self.family.largest())[axis]
+        others = tuple(limit for limit in whole.limits if limit.cost != axis)
         points = self.settings.points
-        macs = [low * (high / low) ** (number / points) for number in range(1, points + 1)]
-        return [Budget((Limit("macs", "<=", value, "", False), *others)) for value in [*macs[:-1], high]]
+        values = [low * (high / low) ** (number / points) for number in range(1, points + 1)]
+        unit = "ms" if axis == "latency" else ""
+        return [Budget((Limit(axis, "<=", value, unit, False), *others)) for value in [*values[:-1], high]]
 
     def chosen(self) -> Sequence[tuple[str, Architecture]]:
         """Return the best child of every budget, that of the whole budget first; of equally good ones the cheapest.
 
-        So all are children that no other beats. Before the selection: the costliest of the coarse grid.
+        So all are children that no other beats. Before the selection: the costliest of the coarse grid, by its MACs;
+        the smallest child where latency is limited, or nothing that was measured kept the budget.
         """
         assert isinstance(self.strategy, CoarseToFine)
         front = self.front()
+        if not front and ("latency" in self.limited or self.refused):
+            return [("final", self.family.smallest())]
         if not front:
-            return [("final", max(self.strategy.coarse, key=lambda each: self.costs_of(each)["macs"]))]
+            return [("final", max(self.strategy.coarse, key=lambda each: self.family.exact_costs(each)["macs"]))]
         smaller: list[Architecture] = []
         for budget in self.budgets()[:-1]:
             fitting = [child for child in front[:-1] if not budget.violations(child.costs)]

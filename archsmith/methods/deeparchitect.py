@@ -152,7 +152,7 @@ def evaluator(task: Task, settings: Settings | None = None, **changes: Any) -> T
         changes: Fields of the recipe that differ, and options of ``TrainedEvaluator``.
     """
     settings = Settings() if settings is None else settings
-    family = family_for(settings, image=task.input_shape, num_classes=task.num_classes)
+    family = family_for(settings, image=task.image, num_classes=task.num_classes)
     return TrainedEvaluator(family, task, RECIPES[settings.recipe], **changes)
 
 

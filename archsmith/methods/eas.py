@@ -190,7 +190,7 @@ def evaluator(
         options: Of both ``TrainedEvaluator``s: ``costs``, ``device``, ``threads``.
     """
     settings = Settings() if settings is None else settings
-    family = family_for(settings, image=task.input_shape, num_classes=task.num_classes, **(space or {}))
+    family = family_for(settings, image=task.image, num_classes=task.num_classes, **(space or {}))
     recipes = RECIPES[settings.recipe]
     return GrowingEvaluator(
         TrainedEvaluator(family, task, recipes.start, **options),
@@ -272,7 +272,7 @@ def train_best(
         raise UserError("outcome.best", Shown("no trained network"), allowed="a search with at least one result")
     settings = Settings() if settings is None else settings
     trial, result = outcome.best
-    family = family_for(settings, image=task.input_shape, num_classes=task.num_classes)
+    family = family_for(settings, image=task.image, num_classes=task.num_classes)
     info: dict[str, Any] = {"weights": result.weights, "parent_architecture": trial.architecture.to_json(), "edits": []}
     last = Trial(id=trial.id + 1, architecture=trial.architecture, parent=trial.id, seed=seed, info=info)
     return TrainedEvaluator(family, task, RECIPES[settings.recipe].final, **options).evaluate(last, weights=weights)

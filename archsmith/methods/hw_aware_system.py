@@ -19,7 +19,7 @@ evaluator.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -56,6 +56,9 @@ SYSTEM = {
 WORKS_ON = ("ofa-mobile", "bignas")
 """Families with a sliced super-network."""
 
+LATENCY_DEVICES = ("cpu", "onnxruntime", "cuda")
+"""Where latency can be measured."""
+
 OBJECTIVES = {
     "accuracy": Objective("valid_accuracy"),
     "macs": Objective("macs", "minimize"),
@@ -89,7 +92,8 @@ class Settings(BaseModel):
         inner_evaluations: J, predictions of one inner search.
         points: Most networks that are delivered, spread over the measured Pareto set.
         calibration_batches: Training batches for a sub-network's statistics.
-        supernet: Safetensors file with the weights of a trained super-network; None trains one first.
+        supernet: Safetensors file with the weights of a trained super-network, or the folder of a run that trained one
+            (for another device, say); None trains one first.
         epochs: Epochs of that training.
         batch_size: Images for one step.
         lr: Largest learning rate; a cosine takes it to zero.
@@ -141,6 +145,7 @@ def strategy(
     seed: int = 0,
     exact: Mapping[str, ExactCost] | None = None,
     constraints: Budget | None = None,
+    measured: Collection[str] = (),
 ) -> MeasureRefitSearch:
     """Return the search as a strategy.
 
@@ -150,11 +155,13 @@ def strategy(
         objectives: In place of those that the settings name.
         seed: Seed of everything drawn.
         exact: Costs that are computed.
-        constraints: Limits on them.
+        constraints: Limits on costs.
+        measured: Costs with limits that are measured, see ``MeasureRefitSearch``.
     """
     s = Settings() if settings is None else settings
     wanted = tuple(OBJECTIVES[name] for name in s.objectives) if objectives is None else tuple(objectives)
-    shared: dict[str, Any] = {"objectives": wanted, "seed": seed, "exact": exact, "constraints": constraints}
+    shared: dict[str, Any] = {"objectives": wanted, "seed": seed, "exact": exact}
+    shared |= {"constraints": constraints, "measured": measured}
     if s.method == "linas":
         return linas(space, population=s.population, evaluations=max(s.inner_evaluations, s.population), **shared)
     inner = Evolution(population=min(50, s.inner_evaluations), evaluations=s.inner_evaluations)
@@ -217,13 +224,14 @@ class Searcher(SupernetSearcher):
         family: A family with a sliced super-network.
         task: What is learned.
         settings: Hyper-parameters.
-        costs: Costs and budget of the run; limits on MACs and parameters are hard.
+        costs: Costs and budget of the run; limits on MACs and parameters are hard, others are predicted from
+            measurements, and what turns out to break them is refused.
         seed: Seed of the run.
         memory_format: "channels_last" or "contiguous".
         compute: Device and precision.
 
     Raises:
-        UserError: A limit on a cost that must be measured, latency without a cost model, or weights that do not fit.
+        UserError: Latency without a cost model, or weights that do not fit.
     """
 
     def __init__(
@@ -292,23 +300,16 @@ class Searcher(SupernetSearcher):
             seed=seed_of(self.seed, "selection"),
             exact={name: column(name) for name in EXACT},
             constraints=budget if budget.limits else None,
+            measured=sorted(self.limited - set(EXACT)),
         )
 
     def make_parts(self) -> dict[str, int]:
         """Return the evaluations of the search, its one part."""
         return {"search": self.settings.evaluations}
 
-    def costs_of(self, architecture: Architecture) -> dict[str, float]:
-        """Return exact MACs and parameters and, where it is an objective, the latency measured on this machine."""
-        costs: dict[str, float] = dict(self.family.exact_costs(architecture))
-        if "latency" in self.settings.objectives:
-            assert self.costs is not None
-            costs["latency"] = self.costs.latency_ms(architecture)
-        return costs
-
     def front(self) -> list[Evaluated]:
         """Return the measured sub-networks that no measured one dominates, by rising accuracy; equal ones once."""
-        results = [Result(metrics=child.metrics, costs=child.costs) for child in self.evaluated]
+        results = [_result(child) for child in self.evaluated]
         front = [self.evaluated[at] for at in pareto_front(results, self.objectives)]
         unique = {tuple(objective.value(_result(child)) for objective in self.objectives): child for child in front}
         return sorted(unique.values(), key=lambda child: (child.accuracy, -child.costs["macs"]))
@@ -316,7 +317,8 @@ class Searcher(SupernetSearcher):
     def chosen(self) -> Sequence[tuple[str, Architecture]]:
         """Return the most accurate of the measured Pareto set, and up to ``points - 1`` more, evenly along it.
 
-        Before anything was measured: the largest sub-network, or the smallest where a budget forbids it.
+        Before anything was measured, or where nothing that was measured keeps the budget: the largest sub-network, or
+        the smallest where there is a budget that the largest breaks or that must be measured.
         """
         front = self.front()
         if not front:
@@ -328,7 +330,9 @@ class Searcher(SupernetSearcher):
         return [("final", first), *((f"point-{number}", child) for number, child in enumerate(others, start=1))]
 
     def fits_exactly(self, architecture: Architecture) -> bool:
-        """Return whether a sub-network keeps the limits of the run, all of them on exact costs."""
+        """Return whether a sub-network keeps the limits of the run, as far as no measurement is needed to know."""
+        if self.limited - set(EXACT):
+            return False
         return not self.limits().violations(dict(self.family.exact_costs(architecture)))
 
 
@@ -340,14 +344,24 @@ def _result(child: Evaluated) -> Result:
 def load_supernet_(supernet: nn.Module, file: Path) -> None:
     """Give a super-network the weights of a safetensors file: those of its ``state_dict``.
 
+    Args:
+        supernet: The super-network.
+        file: The file, or the folder of a run: then the newest of its checkpoints.
+
     Raises:
         UserError: No such file, or tensors that are missing, unknown or of another shape.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if file.is_dir():
+        found = sorted((file / "checkpoints").glob("*.safetensors"))
+        file = found[-1] if found else file
     try:
         tensors = load_file(file)
+        inside = "supernet."
+        if any(name.startswith(inside) for name in tensors):  # a checkpoint, which has the optimiser's as well
+            tensors = {name.removeprefix(inside): each for name, each in tensors.items() if name.startswith(inside)}
     except (OSError, SafetensorError) as error:
         raise UserError(
             "settings.supernet", str(file), allowed="a safetensors file with the weights of the super-network"

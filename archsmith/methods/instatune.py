@@ -24,22 +24,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, cast, final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from archsmith.atoms.trace import Forward
 from archsmith.core.errors import UserError
-from archsmith.core.rng import numpy_stream
+from archsmith.core.rng import numpy_stream, seed_of
 from archsmith.evaluate.subnets import SubnetEvaluator
+from archsmith.run.drive import Delivered
+from archsmith.run.own_supernet import ElasticFamily, SubnetCosts
+from archsmith.run.supernet_search import SupernetSearcher
 from archsmith.space import Architecture, Objective, Result, pareto_front, sample_by_decisions
 from archsmith.strategies.base import Strategy
+from archsmith.strategies.linas import MeasureRefitSearch
 from archsmith.supernet.elastic import Elastic
 from archsmith.supernet.sampling import Child, Sampling
+from archsmith.tasks.base import Task
 from archsmith.train.calibration import called
 from archsmith.train.children import ChildrenStep, StepFigures
 
@@ -48,7 +53,7 @@ SYSTEM = {
     "title": "InstaTune: Instantaneous Neural Architecture Search During Fine-Tuning",
     "year": 2023,
     "arxiv": "2308.15609",
-    "kind": "train",
+    "kind": "search",
     "aliases": ["instant-tuning"],
 }
 
@@ -62,6 +67,9 @@ PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {
 
 OBJECTIVES = (Objective("valid_accuracy", "maximize"), Objective("macs", "minimize"))
 """What a strategy of ``search`` has."""
+
+SUPERNET_OF_OWN = True
+"""A run works on a network of the user's own (``--model``), of which ``supernet_of`` makes the supernet."""
 
 
 class Settings(BaseModel):
@@ -77,6 +85,16 @@ class Settings(BaseModel):
         warmup: Share of the steps in which the rate rises.
         weight_decay: Of AdamW, on weights with two and more axes.
         clip_norm: Largest norm of the gradient, 0 for none.
+        batch_size: Examples of a step. This and what follows is for runs (``Searcher``).
+        dims: What can be chosen: one of ``PUBLISHED``, in proportion, or options by kind.
+        sort: Whether heads and hidden units with large weights come first, before the training.
+        train_embeddings: Whether embeddings learn too.
+        objectives: "accuracy" and the costs that the search weighs it against: "macs" (published), "params", or
+            "latency", measured on the extracted subnet.
+        evaluations: Subnets that the search measures.
+        initial: Random ones among them, before the first predictor.
+        batch: Measured subnets between two predictors.
+        points: Networks to deliver at most, along the Pareto set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,6 +108,27 @@ class Settings(BaseModel):
     warmup: float = Field(0.1, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, ge=0)
+    batch_size: int = Field(32, ge=1)
+    dims: str | dict[str, list[int | float]] = "bert-base"
+    sort: bool = False
+    train_embeddings: bool = True
+    objectives: tuple[Literal["accuracy", "macs", "params", "latency"], ...] = ("accuracy", "macs")
+    evaluations: int = Field(100, ge=1)
+    initial: int = Field(20, ge=1)
+    batch: int = Field(10, ge=1)
+    points: int = Field(4, ge=1)
+
+    @field_validator("objectives", mode="after")
+    @classmethod
+    def _accuracy_and_a_cost(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if "accuracy" not in names or len(names) < 2 or len(set(names)) != len(names):
+            raise ValueError("accuracy and at least one of macs, params, latency, each once")
+        return names
+
+
+def preset_settings(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return the settings that differ for inputs of this shape: none."""
+    return {}
 
 
 # --------------------------------------------------------------------- what can be chosen
@@ -365,3 +404,117 @@ def front(measured: Sequence[Measured]) -> list[Measured]:
     best = pareto_front([each.result for each in measured], OBJECTIVES)
     chosen = [measured[i] for i in best]
     return sorted(chosen, key=lambda each: each.result.costs["macs"])
+
+
+# --------------------------------------------------------------------- one run, by the command line too
+
+
+def supernet_of(network: nn.Module, example_inputs: Tensor, settings: Settings) -> Elastic:
+    """Return the supernet of a run: ``elastic_transformer`` with what the settings say."""
+    elastic = elastic_transformer(network, example_inputs, settings.dims)
+    if settings.sort:
+        elastic.sort_("l2")
+    if not settings.train_embeddings:
+        for module in network.modules():
+            if isinstance(module, nn.Embedding):
+                module.requires_grad_(False)
+    return elastic
+
+
+@final
+class Searcher(SupernetSearcher):
+    """One run: fine-tuning as a supernet, the search, a Pareto set of extracted networks; stopped and resumed exactly.
+
+    Args:
+        family: The elastic network.
+        task: What it is tuned for.
+        settings: Hyper-parameters.
+        costs: Costs of its subnets and the budget over them.
+        seed: Seed of the run.
+
+    Raises:
+        UserError: ``teacher_epochs``: a strong teacher is a matter of ``fine_tune_``.
+    """
+
+    def __init__(self, *, family: ElasticFamily, task: Task, settings: Settings, costs: SubnetCosts, seed: int) -> None:
+        if settings.teacher_epochs:
+            raise UserError(
+                "settings.teacher_epochs",
+                settings.teacher_epochs,
+                allowed="0 in a run",
+                hint="From Python, fine_tune_(..., teacher=...) takes a strong teacher.",
+            )
+        self.settings, self.elastic = settings, family.elastic
+        weighed = (Objective(name, "minimize") for name in settings.objectives if name != "accuracy")
+        self.objectives = (OBJECTIVES[0], *weighed)
+        super().__init__(
+            family=family,
+            task=task,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            calibration_batches=1,
+            costs=cast(Any, costs),  # what a search asks of a cost model
+            seed=seed,
+        )
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW."""
+        return adamw(self.elastic, self.settings)
+
+    def rate(self, step: int) -> float:
+        """Return the rate after ``step`` steps: a linear rise, then linear to 0."""
+        total = self.training_epochs * self.training_steps
+        return self.settings.lr * linear_rate(step, total=total, warmup=self.settings.warmup)
+
+    def make_rule(self) -> InstaTuneChildren:
+        """Return the whole network and random subnets, by the labels and in-place distillation."""
+        return InstaTuneChildren(self.elastic, self.settings)
+
+    def make_step(self) -> ChildrenStep:
+        """Return the step with the divergence of the paper."""
+        distance = partial(divergence, temperature=self.settings.temperature)
+        return ChildrenStep(self.elastic, self.optimizer, distance=distance, clip_norm=self.settings.clip_norm)
+
+    def make_strategy(self) -> Strategy:
+        """Return measuring and refitting in turn, over accuracy and the costs of the objectives."""
+        s = self.settings
+        seed = seed_of(self.seed, "selection")
+        space = self.elastic.space
+        return MeasureRefitSearch(space, objectives=self.objectives, seed=seed, initial=s.initial, batch=s.batch)
+
+    def make_parts(self) -> dict[str, int]:
+        """Return the one part of the selection."""
+        return {"search": self.settings.evaluations}
+
+    def scores_inside(self, architecture: Architecture) -> dict[str, float]:
+        """Return accuracy and loss of a subnet with the supernet's present weights; there are no statistics to take."""
+        self.elastic.activate(architecture)
+        self.elastic.eval()
+        scores = self.task.evaluate(self.compute.evaluating(self.elastic), "valid")
+        return {"valid_accuracy": float(scores["accuracy"]), "valid_loss": float(scores["loss"])}
+
+    def network_of(self, architecture: Architecture) -> nn.Module:
+        """Return a subnet as a network of its own."""
+        return self.elastic.extract(architecture).to("cpu").eval()
+
+    def chosen(self) -> Sequence[tuple[str, Architecture]]:
+        """Return the most accurate of the Pareto set, and up to ``points - 1`` more, evenly along it.
+
+        Before anything was measured: the whole network, or the smallest subnet where a budget forbids it.
+        """
+        front = sorted(self.front(), key=lambda each: (each.accuracy, -each.costs[self.axis]))
+        if not front:
+            whole = self.elastic.largest()
+            broken = self.limits().violations(self.costs_of(whole)) if self.limited else ()
+            return [("final", self.elastic.smallest() if broken else whole)]
+        places = np.linspace(len(front) - 1, 0, min(self.settings.points, len(front))).round().astype(int)
+        first, *others = [front[int(place)].architecture for place in places]
+        return [("final", first), *((f"point-{number}", child) for number, child in enumerate(others, start=1))]
+
+    def delivered_as(self, label: str, architecture: Architecture) -> Delivered:
+        """Return a subnet as a network of its own, under a label, with what was kept of the whole."""
+        sizes = dict(self.elastic.canonical(architecture))
+        known = {"blocks": self.elastic.kept_blocks(architecture), "sizes": sizes}
+        child = self.known(architecture)
+        figures = {} if child is None else {"one_shot_accuracy": child.accuracy}
+        return Delivered(self.network_of(architecture), architecture, figures, label, record=known)

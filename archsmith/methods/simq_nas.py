@@ -20,20 +20,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal, final
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
 
 from archsmith.core.errors import UserError
 from archsmith.core.rng import numpy_stream, seed_of
+from archsmith.cost import Latency
 from archsmith.evaluate.quantised import QuantisedEvaluator
 from archsmith.families.bignas_layers import layer_elements
 from archsmith.run.costs import CostModel
 from archsmith.run.drive import Delivered
-from archsmith.run.supernet_search import Evaluated, SupernetSearcher
+from archsmith.run.measured import steadiest
+from archsmith.run.supernet_search import EXACT, Evaluated, SupernetSearcher
 from archsmith.space import Architecture, Objective, Result, pareto_front, policy_bytes
 from archsmith.space.joint import JointSpace, sites_of
 from archsmith.space.quantisation import LayerPolicy
@@ -42,12 +44,9 @@ from archsmith.strategies.inner_search import Evolution
 from archsmith.strategies.linas import DRAWS, MeasureRefitSearch
 from archsmith.supernet.sampling import Sandwich
 from archsmith.tasks.base import Task
-from archsmith.train.calibration import calibrate_
 from archsmith.train.children import ChildrenStep
 from archsmith.train.compute import Compute
-from archsmith.train.distill import soft_cross_entropy
-from archsmith.train.layout import use_memory_format_
-from archsmith.train.schedules import staircase_to_floor
+from archsmith.train.single_stage import single_stage_rate, single_stage_step
 
 SYSTEM = {
     "slug": "simq-nas",
@@ -60,6 +59,9 @@ SYSTEM = {
 
 WORKS_ON = ("bignas",)
 """Families with a sliced supernet whose layers can be named."""
+
+LATENCY_DEVICES = ("onnxruntime",)
+"""Where latency can be measured: what runs quantised files."""
 
 TASK_OPTIONS = {"label_smoothing": 0.1}
 """For the largest child; the others see its predictions only."""
@@ -204,7 +206,8 @@ class Searcher(SupernetSearcher):
         family: "bignas".
         task: What is learned.
         settings: Hyper-parameters.
-        costs: Costs of the run; limits hold for the child in fp32.
+        costs: Costs and budget of the run. A limit on latency holds for the quantised file (the smallest child must
+            keep it in fp32), others for the child.
         seed: Seed of the run.
         memory_format: "channels_last" or "contiguous".
         compute: Device and precision of the training; quantised files run on the CPU.
@@ -213,8 +216,8 @@ class Searcher(SupernetSearcher):
         joint: The joint space.
         evaluator: Quantises and measures candidates.
 
-    With "latency" among the objectives the search depends on measurements: what was measured is kept, but a run that is
-    killed measures what came after its last checkpoint anew.
+    Raises:
+        UserError: A family whose layers cannot be named, or a precision beside the policy's.
     """
 
     def __init__(
@@ -244,22 +247,22 @@ class Searcher(SupernetSearcher):
             memory_format=memory_format,
             compute=compute,
         )
+        if self.deployment.precision != "fp32":
+            raise UserError("latency precision", self.deployment.precision, allowed="none: the policy has one by layer")
         self.evaluator = QuantisedEvaluator(
             self.joint,
             self.network_of,
             calibration=self._calibration_images(),
             score=lambda network: task.evaluate(network, "valid"),
             method=settings.ranges,
-            latency="latency" in settings.objectives,
+            latency=False,  # the run keeps what was measured
+            threads=self.deployment.threads,
         )
 
     @property
     def space(self) -> JointSpace:
         """The joint space: what the strategy asks for."""
         return self.joint
-
-    axis = "size"
-    """What reports show accuracy against."""
 
     # ------------------------------------------------------------------ one training, as in BigNAS
 
@@ -271,13 +274,12 @@ class Searcher(SupernetSearcher):
     def rate(self, step: int) -> float:
         """Return the rate after ``step`` steps: linear rise, exponential stairs, constant tail."""
         s = self.settings
-        return staircase_to_floor(
+        return single_stage_rate(
             step,
             peak=s.lr,
+            epochs=s.epochs,
             steps_per_epoch=self.training_steps,
-            warmup_epochs=s.epochs / 72,
             decay=s.decay,
-            every_epochs=s.epochs / 150,
             floor=s.floor,
         )
 
@@ -288,19 +290,13 @@ class Searcher(SupernetSearcher):
     def make_step(self) -> ChildrenStep:
         """Return the step with in-place distillation."""
         s = self.settings
-        return ChildrenStep(
-            self.supernet,
-            self.optimizer,
-            distance=soft_cross_entropy,
-            weight_decay=s.weight_decay,
-            clip_value=s.clip_value,
-        )
+        return single_stage_step(self.supernet, self.optimizer, weight_decay=s.weight_decay, clip_value=s.clip_value)
 
     # ------------------------------------------------------------------ the joint search
 
     def make_strategy(self) -> Strategy:
-        """Return LINAS over the joint space; sizes are computed."""
-        s = self.settings
+        """Return LINAS over the joint space; sizes, MACs and parameters are computed."""
+        s, budget = self.settings, self.limits()
         return JointSearch(
             self.joint,
             start=s.start,
@@ -308,7 +304,9 @@ class Searcher(SupernetSearcher):
             inner=Evolution(population=s.population, evaluations=s.inner_evaluations),
             select="rank",
             objectives=self.objectives,
-            exact={"size": self.sizes},
+            exact={"size": self.sizes, **{name: partial(self.exact_column, name) for name in EXACT}},
+            constraints=budget if budget.limits else None,
+            measured=sorted(self.limited - set(EXACT)),
             seed=seed_of(self.seed, "search"),
         )
 
@@ -320,32 +318,39 @@ class Searcher(SupernetSearcher):
         """Return the analytic sizes of candidates, shape (N,)."""
         return np.array([exact_size(self.family, self.joint, each) for each in architectures], dtype=np.float64)
 
-    def network_of(self, child: Architecture) -> nn.Module:
-        """Return a child as a network of its own, batch statistics taken anew, in the plain layout."""
-        network = calibrate_(self.supernet.extract(child).to("cpu"), self.calibration_inputs())
-        use_memory_format_(network, torch.contiguous_format)
-        return network.eval()
+    def exact_column(self, name: str, architectures: Sequence[Architecture]) -> np.ndarray:
+        """Return MACs or parameters of the children of candidates, shape (N,)."""
+        costs = (self.family.exact_costs(self.joint.main_part(each)) for each in architectures)
+        return np.array([each[name] for each in costs], dtype=np.float64)
+
+    def main_part(self, architecture: Architecture) -> Architecture:
+        """Return the child of a candidate."""
+        return self.joint.main_part(architecture) if architecture.space == self.joint.name else architecture
+
+    def key(self, architecture: Architecture) -> str:
+        """Return the same for candidates that are the same network."""
+        return architecture.network_digest
+
+    def measure(self, architecture: Architecture) -> Latency:
+        """Return the latency of a candidate's quantised file, measured now."""
+        return self.evaluator.measured(self.evaluator.file(architecture))
 
     def evaluate(self, architecture: Architecture) -> Evaluated:
-        """Return a candidate's quantised file, measured; a child without a policy is scored in the supernet."""
-        if architecture.space != self.joint.name:
-            return super().evaluate(architecture)
-        if not self.selecting:
-            self.evaluator.forget()
+        """Return a candidate's quantised file, measured."""
         result = self.evaluator.result(architecture)
+        if not self.selecting:
+            self.evaluator.forget()  # the weights are going to change
         metrics = result.metrics or {"valid_accuracy": 0.0, "valid_loss": float("inf")}
-        return Evaluated(architecture, metrics, {**self.costs_of(architecture), **result.costs})
+        return Evaluated(architecture, metrics, self.costs_of(architecture))
 
-    def costs_of(self, architecture: Architecture) -> dict[str, float]:
+    def counted_costs(self, architecture: Architecture) -> dict[str, float]:
         """Return the costs of the child in fp32, and the size under the policy."""
-        if architecture.space != self.joint.name:
-            return super().costs_of(architecture)
         size = float(exact_size(self.family, self.joint, architecture))
-        return {**super().costs_of(self.joint.main_part(architecture)), "size": size}
+        return {**super().counted_costs(self.joint.main_part(architecture)), "size": size}
 
     def front(self) -> list[Evaluated]:
         """Return the candidates that no other beats in all objectives, by falling accuracy; equal ones once."""
-        fitting = [each for each in self.evaluated if self.fits(each.architecture)]
+        fitting = [each for each in self.evaluated if not self.limits().violations(each.costs)]
         results = [Result(metrics=each.metrics, costs=each.costs) for each in fitting]
         best: dict[tuple[float, ...], Evaluated] = {}
         for at in pareto_front(results, self.objectives):
@@ -353,17 +358,24 @@ class Searcher(SupernetSearcher):
         return sorted(best.values(), key=lambda each: (-each.accuracy, each.costs["size"]))
 
     def chosen(self) -> Sequence[tuple[str, Architecture]]:
-        """Return the most accurate point of the front, then others evenly over it; the largest child before."""
+        """Return the most accurate point of the front, then others evenly over it; before, the largest child.
+
+        The smallest in place of the largest where there are limits.
+        """
         front = self.front()
         if not front:
-            return [("final", self.joint.with_policy(self.family.largest(), self._first_policy()))]
+            child = self.family.smallest() if self.limited else self.family.largest()
+            return [("final", self.joint.with_policy(child, self._first_policy()))]
         count = min(self.settings.points, len(front))
         places = dict.fromkeys(round(at) for at in np.linspace(0, len(front) - 1, count))
         first, *others = (front[at].architecture for at in places)
         return [("final", first), *((f"point-{number}", each) for number, each in enumerate(others, start=1))]
 
     def _first_policy(self) -> LayerPolicy:
-        return LayerPolicy(self.settings.precisions[0], scheme=self.settings.schemes[0])
+        """Return the first choice; where latency is limited fp32, which the smallest child was found to keep it in."""
+        precisions = self.settings.precisions
+        precision = "fp32" if "latency" in self.limited and "fp32" in precisions else precisions[0]
+        return LayerPolicy(precision, scheme=self.settings.schemes[0])
 
     def _calibration_images(self) -> list[torch.Tensor]:
         """Return training images without augmentation, ``calibration_images`` of them."""
@@ -377,7 +389,7 @@ class Searcher(SupernetSearcher):
 
     # ------------------------------------------------------------------ the result
 
-    def _delivered(self, label: str, architecture: Architecture) -> Delivered:
+    def delivered_as(self, label: str, architecture: Architecture) -> Delivered:
         """Return the child in fp32 as the network, and beside it the quantised file that was measured."""
         found = self.known(architecture) or self.evaluate(architecture)
         file = self.evaluator.file(architecture)
@@ -387,8 +399,9 @@ class Searcher(SupernetSearcher):
             "how": file.note,
             "metrics": dict(found.metrics),
             "costs": {"size_bytes": found.costs["size"], "file_bytes": file.file_bytes},
-            "latency": self.evaluator.measured(file).to_dict(),
+            "latency": steadiest(lambda: self.evaluator.measured(file)).to_dict(),
             "layers": [asdict(each) for each in self.evaluator.layers(architecture)],
         }
         written = {QUANTISED: file.content, "quantised.json": json.dumps(record, indent=1).encode()}
-        return Delivered(self.network_of(child), child, label=label, files=written, record=record)
+        network = self.network_of(child)
+        return Delivered(network, child, label=label, files=written, record=record, deployed=QUANTISED)

@@ -63,8 +63,11 @@ def check_latency(
         return f"{_shown(found)} in torch at batch 1; nothing was claimed"
     then = Latency.from_dict(recorded)
     terms = then.provenance
+    place = "cpu"
     if terms.device != "cpu":
-        raise NotChecked(f"{then.median_ms:.3g} ms was measured on {terms.device}, which is not asked here")
+        if not torch.cuda.is_available() or torch.cuda.get_device_name() != terms.device:
+            raise NotChecked(f"{then.median_ms:.3g} ms was measured on {terms.device}, which is not here")
+        place = "cuda"
     batch = example.expand(terms.input_shapes[0][0], *example.shape[1:]).contiguous()
     on_torch = terms.backend == "torch"
     target: Target = network if on_torch else onnx
@@ -74,6 +77,7 @@ def check_latency(
             batch,
             backend="torch" if on_torch else "onnxruntime",
             precision="bf16" if terms.precision == "bf16" else "fp32",
+            device=place,
             threads=terms.threads,
         )
     except UserError as error:

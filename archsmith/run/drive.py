@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 
 from archsmith.core.errors import ArchsmithError
 from archsmith.core.files import write_atomic
-from archsmith.cost import measure_latency
+from archsmith.cost import Latency, claim, measure_latency
 from archsmith.run.checkpoints import Checkpoint, CheckpointStore
 from archsmith.run.costs import CostModel, exact_costs
+from archsmith.run.deployed import deployed_record
 from archsmith.run.diagnose import diagnose
 from archsmith.run.directory import Run
 from archsmith.run.export import export_network
@@ -51,6 +53,7 @@ class Delivered:
             their ``others`` are not looked at. The first network is the one that reports speak of.
         files: Further files by name, written beside the network's own (the same network quantised, say).
         record: What is known of them, plain JSON; "further" in the outcome's record.
+        deployed: Name of the file among them that runs on the device, and whose latency counts.
     """
 
     network: nn.Module
@@ -60,6 +63,7 @@ class Delivered:
     others: Sequence[Delivered] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
+    deployed: str | None = None
 
 
 class Monitor(Protocol):
@@ -262,8 +266,8 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
     every = [delivered, *delivered.others]
     labels = [each.label for each in every]
     assert len(set(labels)) == len(labels), f"outcomes need labels of their own, got {labels}"
-    outcomes = [_finished(run, each, task, costs) for each in every]
-    notes = []
+    outcomes = [finish_one(run, each, task, costs) for each in every]
+    notes = _broken_claims(outcomes, costs)
     if missing := missing_onnx_packages():
         notes.append(f"ONNX was not written: {', '.join(missing)} not installed (pip install 'archsmith[onnx]').")
     result: dict[str, Any] = {
@@ -287,17 +291,48 @@ def finish(run: Run, delivered: Delivered, task: Task, costs: CostModel, *, seco
     return {**result, "diagnosis": [asdict(finding) for finding in found]}
 
 
-def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> dict[str, Any]:
-    """Return the record of one network after writing and checking its files."""
+def _broken_claims(outcomes: Sequence[Mapping[str, Any]], costs: CostModel) -> list[str]:
+    """Return what to say of networks whose latency, measured at the end, does not keep its limit."""
+    limit = costs.limits.get("latency")
+    found = []
+    for each in outcomes if limit is not None else ():
+        latency = Latency.from_dict(each["costs"]["latency"])
+        if claim(latency, float(limit or 0)) != "holds":
+            low, high = latency.interval_ms
+            found.append(
+                f"{each['label']}: measured at the end, its latency is {latency.median_ms:.4g} ms (95 % interval "
+                f"{low:.4g} to {high:.4g}{', too unsteady to claim' if latency.noisy else ''}), the limit {limit:.4g}."
+            )
+    return found
+
+
+def finish_one(
+    run: Run,
+    delivered: Delivered,
+    task: Task,
+    costs: CostModel,
+    *,
+    folder: Path | None = None,
+    test: bool = True,
+) -> dict[str, Any]:
+    """Return the record of one network after writing and checking its files.
+
+    Args:
+        run: The open run.
+        delivered: The network.
+        task: The task of the run.
+        costs: Its costs.
+        folder: Where the files go; "networks/LABEL" of the run if None.
+        test: Whether the test part is read.
+    """
     network = copy.deepcopy(delivered.network).eval()
     use_memory_format_(network, torch.contiguous_format)
-    metrics, split = evaluated(run, network, task)
-    exact = exact_costs(network, task.input_shape)
-    latency = measure_latency(network, torch.zeros(1, *task.input_shape))
-    folder = f"networks/{delivered.label}"
+    metrics, split = evaluated(run, network, task, test=test)
+    exact = exact_costs(network, task.plain_inputs())
+    place = run.path / "networks" / delivered.label if folder is None else folder
     files = export_network(
         network,
-        run.path / folder,
+        place,
         family=run.config["family"]["name"],
         input_shape=task.input_shape,
         normalisation=task.normalisation,
@@ -308,12 +343,20 @@ def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> d
         digest=delivered.architecture.digest,
     )
     for name, content in delivered.files.items():
-        write_atomic(run.path / folder / name, content)
-    further = {"further": {**delivered.record, "files": sorted(delivered.files)}} if delivered.files else {}
+        write_atomic(place / name, content)
+    further: dict[str, Any] = {}
+    if delivered.files:
+        further["further"] = {**delivered.record, "files": sorted(delivered.files)}
+    if costs.deployment is None:
+        latency = measure_latency(network, task.plain_inputs())
+    else:
+        latency, further["deployed"] = deployed_record(
+            network, place, costs.deployment, costs.calibration, task, file=delivered.deployed
+        )
     return {
         **further,
         "label": delivered.label,
-        "folder": folder,
+        "folder": str(place.relative_to(run.path)) if folder is None else str(place),
         "files": files,
         "metrics": metrics,
         "costs": {
@@ -325,10 +368,10 @@ def _finished(run: Run, delivered: Delivered, task: Task, costs: CostModel) -> d
     }
 
 
-def evaluated(run: Run, network: nn.Module, task: Task) -> tuple[dict[str, float], str]:
+def evaluated(run: Run, network: nn.Module, task: Task, *, test: bool = True) -> tuple[dict[str, float], str]:
     """Return the metrics of a delivered network on the validation and test images, and the split of its examples."""
     metrics = _named("valid", task.evaluate(network.forward, "valid"))
-    if "test" not in task.splits:
+    if "test" not in task.splits or not test:
         return metrics, "valid"
     run.count_test_read("final evaluation")
     return {**metrics, **_named("test", task.evaluate(network.forward, "test"))}, "test"

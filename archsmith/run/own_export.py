@@ -39,6 +39,7 @@ def export_own_network(
     normalisation: Mapping[str, Sequence[float]],
     class_names: Sequence[str],
     examples: Tensor,
+    blocks: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[dict[str, str], list[str]]:
     """Write the finished network, compare every form of it, and return the digests of the files.
 
@@ -50,6 +51,7 @@ def export_own_network(
         normalisation: "mean" and "std" of the task.
         class_names: One name for each output.
         examples: At least two real inputs.
+        blocks: Positions that remain of containers that lost blocks, before the cuts of the record.
 
     Returns:
         SHA-256 of every file by its name, and notes on files that could not be written.
@@ -63,7 +65,8 @@ def export_own_network(
     plain = copy.deepcopy(network).to("cpu", torch.float32).eval()
     for parameter in plain.parameters():
         parameter.requires_grad_(False)
-    inputs = examples.detach().to("cpu", torch.float32).contiguous()
+    inputs = examples.detach().to("cpu").contiguous()
+    inputs = inputs.float() if inputs.is_floating_point() else inputs
     check_inputs(inputs, input_shape)
     with torch.no_grad():
         logits = plain(inputs).contiguous()
@@ -73,6 +76,7 @@ def export_own_network(
         "format_version": FORMAT_VERSION,
         "family": "own",
         "target": target,
+        **({"blocks": {path: list(kept) for path, kept in blocks.items()}} if blocks else {}),
         "original": what.original,
         "network_digest": what.result,
         "input": {

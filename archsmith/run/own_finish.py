@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,7 @@ from archsmith.run.directory import Run
 from archsmith.run.drive import CHECK_IMAGES, Delivered, Searcher, evaluated
 from archsmith.run.own_export import export_own_network
 from archsmith.run.own_model import FAMILY, OwnCosts, OwnModel
+from archsmith.run.own_supernet import SubnetCosts, prepare_supernet
 from archsmith.space import Budget
 from archsmith.tasks.base import Task
 from archsmith.train.layout import use_memory_format_
@@ -32,7 +34,9 @@ def is_own(config: Mapping[str, Any] | RunConfig) -> bool:
     return bool(family.get("name") == FAMILY)
 
 
-def prepare_own(config: RunConfig, task: Task, module: ModuleType, journal: Logger) -> tuple[OwnCosts, Searcher]:
+def prepare_own(
+    config: RunConfig, task: Task, module: ModuleType, journal: Logger
+) -> tuple[OwnCosts | SubnetCosts, Searcher]:
     """Return the costs and the method at its beginning.
 
     Raises:
@@ -45,10 +49,18 @@ def prepare_own(config: RunConfig, task: Task, module: ModuleType, journal: Logg
             Shown(f"{config.runtime.to_json()} for {config.method}"),
             allowed="one process on the CPU in float32, neither compiled nor in micro-batches, for this method",
         )
-    settings = validated(module.Settings, config.settings, field="settings")
-    model = OwnModel(str(config.family["target"]), config.seed, config.family.get("weights"))
+    if config.latency:
+        raise UserError(
+            "latency device",
+            Shown(f"{dict(config.latency)} for {config.method}"),
+            allowed="nothing: networks of one's own are measured in torch on the CPU, in fp32 with one thread",
+        )
+    model = OwnModel(str(config.family["target"]), config.seed, config.family.get("weights"), task)
     network = model.build()
     _check_outputs(network, task)
+    if getattr(module, "SUPERNET_OF_OWN", False):
+        return prepare_supernet(config, model, task, module, journal)
+    settings = validated(module.Settings, config.settings, field="settings")
     budget = None if config.budget is None else Budget.parse(config.budget)
     costs = OwnCosts(network, task, budget, {"minimum": settings.minimum, "divisor": settings.divisor}, journal)
     searcher: Searcher = module.Searcher(
@@ -64,7 +76,7 @@ def prepare_own(config: RunConfig, task: Task, module: ModuleType, journal: Logg
 
 def _check_outputs(network: torch.nn.Module, task: Task) -> None:
     """Refuse a network that does not take the images of the task, or gives another number of classes."""
-    inputs = torch.zeros(2, *task.input_shape)
+    inputs = task.plain_inputs(2)
     try:
         with torch.no_grad():
             outputs = copy.deepcopy(network).eval()(inputs)
@@ -73,36 +85,26 @@ def _check_outputs(network: torch.nn.Module, task: Task) -> None:
         raise UserError(
             "model",
             Shown(f"{type(network).__name__}, which fails on inputs of shape {tuple(inputs.shape)}: {first}"),
-            allowed=f"a network for images of shape {tuple(task.input_shape)}",
+            allowed=f"a network for {task.kind} of shape {tuple(task.input_shape)}",
         ) from error
     if not isinstance(outputs, torch.Tensor) or tuple(outputs.shape) != (2, task.num_classes):
         shown = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
         raise UserError(
             "model",
-            Shown(f"{type(network).__name__}, whose output for 2 images is {shown}"),
+            Shown(f"{type(network).__name__}, whose output for 2 examples is {shown}"),
             allowed=f"logits of shape (2, {task.num_classes}), one for each class of {task.name}",
         )
 
 
-def finish_own(run: Run, delivered: Delivered, task: Task, costs: OwnCosts, *, seconds: float) -> dict[str, Any]:
-    """Evaluate, count, measure, export and check a delivered network of the user's; return the result record."""
-    network = copy.deepcopy(delivered.network).eval()
-    use_memory_format_(network, torch.contiguous_format)
-    metrics, split = evaluated(run, network, task)
-    exact = exact_costs(network, task.input_shape)
-    latency = measure_latency(network, torch.zeros(1, *task.input_shape))
-    label = "final"
-    files, notes = export_own_network(
-        network,
-        run.path / "networks" / label,
-        target=run.config["family"]["target"],
-        input_shape=task.input_shape,
-        normalisation=task.normalisation,
-        class_names=task.class_names,
-        examples=task.examples(min(CHECK_IMAGES, task.size(split)), split),
-    )
+def finish_own(
+    run: Run, delivered: Delivered, task: Task, costs: OwnCosts | SubnetCosts, *, seconds: float
+) -> dict[str, Any]:
+    """Evaluate, count, measure, export and check the delivered networks of the user's; return the result record."""
+    found = [finish_one_own(run, each, task) for each in (delivered, *delivered.others)]
+    notes = list(dict.fromkeys(note for _, own in found for note in own))
+    network = delivered.network
     what = record(network)
-    layers = [layer for layer in count(network, torch.zeros(1, *task.input_shape)).layers if layer.macs or layer.params]
+    layers = [layer for layer in count(network, task.plain_inputs()).layers if layer.macs or layer.params]
     result: dict[str, Any] = {
         "method": run.config["method"],
         "task": task.name,
@@ -122,20 +124,51 @@ def finish_own(run: Run, delivered: Delivered, task: Task, costs: OwnCosts, *, s
             name: [list(what.shapes[name]), list(what.new_shape(name))] for name in what.tensors if name in what.shapes
         },
         "layers": [asdict(layer) for layer in layers],
-        "outcomes": [
-            {
-                "label": label,
-                "folder": f"networks/{label}",
-                "files": files,
-                "metrics": metrics,
-                "costs": {
-                    "macs": exact["macs"],
-                    "params": exact["params"],
-                    "memory_bytes": exact["memory"],
-                    "latency": latency.to_dict(),
-                },
-            }
-        ],
+        "outcomes": [outcome for outcome, _ in found],
     }
-    found = diagnose(run.history(), result, run.config, run=str(run.path))
-    return {**result, "diagnosis": [asdict(finding) for finding in found]}
+    diagnosed = diagnose(run.history(), result, run.config, run=str(run.path))
+    return {**result, "diagnosis": [asdict(finding) for finding in diagnosed]}
+
+
+def finish_one_own(
+    run: Run, delivered: Delivered, task: Task, *, folder: Path | None = None, test: bool = True
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the record of one network after writing and checking its files, and notes.
+
+    Args:
+        run: The open run.
+        delivered: The network.
+        task: The task of the run.
+        folder: Where the files go; "networks/LABEL" of the run if None.
+        test: Whether the test part is read.
+    """
+    network = copy.deepcopy(delivered.network).eval()
+    use_memory_format_(network, torch.contiguous_format)
+    metrics, split = evaluated(run, network, task, test=test)
+    exact = exact_costs(network, task.plain_inputs())
+    latency = measure_latency(network, task.plain_inputs())
+    files, notes = export_own_network(
+        network,
+        run.path / "networks" / delivered.label if folder is None else folder,
+        target=run.config["family"]["target"],
+        input_shape=task.input_shape,
+        normalisation=task.normalisation,
+        class_names=task.class_names,
+        examples=task.examples(min(CHECK_IMAGES, task.size(split)), split),
+        blocks=delivered.record.get("blocks", {}),
+    )
+    outcome = {
+        "label": delivered.label,
+        "folder": f"networks/{delivered.label}" if folder is None else str(folder),
+        "files": files,
+        "metrics": metrics,
+        "costs": {
+            "macs": exact["macs"],
+            "params": exact["params"],
+            "memory_bytes": exact["memory"],
+            "latency": latency.to_dict(),
+        },
+    }
+    if sizes := delivered.record.get("sizes"):
+        outcome["sizes"] = sizes
+    return outcome, notes

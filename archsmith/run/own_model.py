@@ -19,10 +19,12 @@ from archsmith.core.files import sha256_of
 from archsmith.core.protocols import Logger
 from archsmith.core.rng import seed_of
 from archsmith.cost import load_target, measure_latency
+from archsmith.families.pretrained import pretrained_classifier
 from archsmith.run.costs import exact_costs
 from archsmith.run.rebuild import read_weights
 from archsmith.space import Budget
 from archsmith.tasks.base import Task
+from archsmith.tasks.text import TextClassification
 
 FAMILY = "own"
 """Name of the family of a run whose network is the user's."""
@@ -32,13 +34,15 @@ class OwnModel:
     """Makes the user's network, whole or cut.
 
     Args:
-        target: "module:factory", called without arguments; its code is executed.
+        target: "module:factory", called without arguments; its code is executed. Or a Hugging Face folder: its encoder
+            gets a classifier for the task.
         seed: Seed of the run; the factory is called under a stream of its own.
         weights: A safetensors file with the weights to begin with, or None for those of the factory.
+        task: Whose classes and token ids a classifier of a Hugging Face folder has; not needed for a factory.
     """
 
-    def __init__(self, target: str, seed: int, weights: str | None = None) -> None:
-        self.target = target
+    def __init__(self, target: str, seed: int, weights: str | None = None, task: Task | None = None) -> None:
+        self.target, self._task = target, task
         self._seed = seed_of(seed, "own model")
         self._weights = weights
 
@@ -54,7 +58,7 @@ class OwnModel:
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self._seed)
-            network = load_target(self.target)
+            network = made_network(self.target, self._task)
         if not isinstance(network, nn.Module):
             raise UserError("model", self.target, allowed="module:factory that returns a torch.nn.Module")
         if self._weights is not None and not fresh:
@@ -85,6 +89,23 @@ class OwnModel:
             raise UserError(
                 "weights", Shown(f"{path}, which does not fit: {lines[-1]}"), allowed="the weights of this network"
             ) from error
+
+
+def is_folder(target: str) -> bool:
+    """Return whether a target is a folder of weights and configuration, of which no code is executed."""
+    return Path(target).expanduser().is_dir()
+
+
+def made_network(target: str, task: Task | None) -> object:
+    """Return what a target makes: a factory's network, or a classifier on the encoder of a Hugging Face folder."""
+    if not is_folder(target):
+        if ":" not in target:
+            raise UserError("model", target, allowed="module:factory, or a Hugging Face folder that exists")
+        return load_target(target)
+    if not isinstance(task, TextClassification):
+        given = "no task" if task is None else f"the task {task.name}, of {task.kind}"
+        raise UserError("task", Shown(f"{given} for {target}"), allowed="a text task: the encoder reads token ids")
+    return pretrained_classifier(target, classes=task.num_classes, pad_id=task.pad_id, vocabulary=task.vocab_size)
 
 
 class OwnCosts:
@@ -123,7 +144,7 @@ class OwnCosts:
             raise UserError(
                 "budget", str(budget), allowed="limits on macs, params, latency", hint=f"Drop {foreign[0]}."
             )
-        self.largest = exact_costs(network, task.input_shape)
+        self.largest = exact_costs(network, task.plain_inputs())
         if "latency" in names:
             self.largest["latency"] = self.measure(network)
         self.limits: dict[str, float] = {}

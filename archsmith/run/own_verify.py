@@ -17,15 +17,17 @@ from torch import Tensor, nn
 
 from archsmith.atoms.records import Record, rebuild
 from archsmith.core.files import read_json, sha256_file
-from archsmith.cost import count_onnx, load_target
+from archsmith.cost import count_onnx
 from archsmith.run.checks import Failed, NotChecked, Report, Rows
 from archsmith.run.claims import RECORDED, check_accuracy, check_cost, check_latency
 from archsmith.run.costs import exact_costs
 from archsmith.run.export import largest_gap
 from archsmith.run.onnx_file import onnx_faults, onnx_metadata, run_onnx
 from archsmith.run.own_export import FILES, FORMAT_VERSION, onnx_facts, run_program
+from archsmith.run.own_model import is_folder, made_network
 from archsmith.run.rebuild import ONNX_TOLERANCE, SOURCE_TOLERANCE, read_weights
 from archsmith.run.verify_network import OnTestRead
+from archsmith.supernet.elastic_depth import remove_blocks_
 from archsmith.tasks.base import Task
 
 _METRIC = "_accuracy"
@@ -154,14 +156,16 @@ class _OwnVerification:
         return f"{len(inputs)} inputs of shape {tuple(inputs.shape[1:])} with the logits of the network"
 
     def _check_rebuilt(self) -> str:
-        if not self.trust:
-            raise NotChecked("it would execute the network's own code; use --trust if you trust its author")
         if self.facts is None or self.record is None:
             raise NotChecked("architecture.json or record.json could not be read")
+        if not self.trust and not is_folder(str(self.facts["target"])):
+            raise NotChecked("it would execute the network's own code; use --trust if you trust its author")
         with torch.random.fork_rng(devices=[]):
-            network = load_target(str(self.facts["target"]))
+            network = made_network(str(self.facts["target"]), self.task)
         if not isinstance(network, nn.Module):
             raise Failed(f"{self.facts['target']} makes no network")
+        if blocks := self.facts.get("blocks"):
+            remove_blocks_(network, blocks)
         rebuild(network, self.record, read_weights(self.folder / "weights.safetensors"))
         self.network = network.eval()
         gaps = self._compare("the rebuilt network", self._outputs(), SOURCE_TOLERANCE)
@@ -229,8 +233,7 @@ class _OwnVerification:
             shape = (1, *self._needed_probes()[0][1].shape[1:])
             found = count_onnx(self.folder / "model.onnx", (shape,)).macs
             return f"{check_cost(cost, found, self.expected.get('costs', {}), self.limits)} (of model.onnx)"
-        channels, height, width = self._needed_probes()[0][1].shape[1:]
-        exact = exact_costs(self._rebuilt(), (channels, height, width))
+        exact = exact_costs(self._rebuilt(), self._needed_probes()[0][1][:1].clone())
         return check_cost(cost, exact[cost], self.expected.get("costs", {}), self.limits)
 
     def _check_latency(self) -> str:

@@ -18,9 +18,10 @@ from archsmith.config import RunConfig, Runtime, validated
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.processes import local_process_rank
 from archsmith.core.protocols import Logger
+from archsmith.cost import Deployment
 from archsmith.families import family_table, relaxable_families
 from archsmith.run.checkpoints import check_disk_space
-from archsmith.run.costs import BuildableFamily, CostModel
+from archsmith.run.costs import CALIBRATION_IMAGES, BuildableFamily, CostModel
 from archsmith.run.directory import Run
 from archsmith.run.drive import Searcher
 from archsmith.space import Budget
@@ -53,7 +54,12 @@ def prepare(
     family = family_of(config, task)
     if not hasattr(module, "WORKS_ON"):
         _require_atoms(config.family["name"], family)
-    costs = CostModel(family, budget, journal)
+    deployment = deployment_of(config, module)
+    calibration = None
+    if deployment is not None:
+        deployment.check()
+        calibration = task.examples(min(CALIBRATION_IMAGES, task.size("train")), "train")
+    costs = CostModel(family, budget, journal, deployment=deployment, calibration=calibration)
     given: dict[str, Any] = {}
     if config.architecture is not None:
         given["architecture"] = family.space.validate(config.architecture)
@@ -76,6 +82,38 @@ def prepare(
         memory_format=config.runtime.memory_format,
     )
     return costs, searcher
+
+
+def deployment_of(config: RunConfig, module: ModuleType) -> Deployment | None:
+    """Return where a run measures latency; None for a method that leaves no choice.
+
+    A method says by ``LATENCY_DEVICES`` which devices it can search for, the usual one first.
+
+    Raises:
+        UserError: A device that the method cannot search for, or fields that do not fit each other.
+    """
+    devices = getattr(module, "LATENCY_DEVICES", ())
+    given = dict(config.latency or {})
+    if not devices:
+        if given:
+            raise UserError(
+                "latency device",
+                Shown(f"{given.get('device', '')} for the method {config.method}"),
+                allowed="nothing: this method measures in torch on the CPU, with one thread",
+                hint="bignas, linas and simq-nas search for other devices.",
+            )
+        return None
+    try:
+        deployment = Deployment(**{"device": devices[0], **given})
+    except TypeError as error:
+        raise UserError("config.latency", given, allowed="device, precision and threads") from error
+    if deployment.device not in devices:
+        raise UserError(
+            "latency device",
+            Shown(f"{deployment.device} for the method {config.method}"),
+            allowed=", ".join(devices),
+        )
+    return deployment
 
 
 def default_family(module: ModuleType) -> str:

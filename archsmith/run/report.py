@@ -10,7 +10,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import yaml
 from archsmith.config import FORMAT_VERSION
 from archsmith.core.files import read_json, write_atomic
 from archsmith.cost import LayerProfile, count, profile
-from archsmith.run import charts, set_charts
+from archsmith.run import charts
 from archsmith.run.baselines import Baseline, read_baselines
 from archsmith.run.cell_picture import cell_picture, chain_picture
 from archsmith.run.choice_charts import colours_of, entropy_and_cost, probabilities_over_time
@@ -33,6 +33,7 @@ from archsmith.run.page import Html, bar, chart, document, element, joined, sect
 from archsmith.run.picture import network_picture, widths_of
 from archsmith.run.progress import format_count, format_seconds
 from archsmith.run.rebuild import rebuild_network
+from archsmith.run.search_sections import genotypes, sections_of_search
 
 RECORDED = {"macs": "macs", "params": "params", "memory": "memory_bytes"}
 """Name of a limit to name of an exact cost among the recorded ones."""
@@ -51,6 +52,7 @@ class Facts:
         architecture: Content of ``architecture.json``.
         layers: Costs of the delivered network layer by layer; latencies only where they were measured.
         baselines: Finished baselines.
+        decisions: Decisions by path of every delivered network, by its label.
     """
 
     run: str
@@ -61,6 +63,12 @@ class Facts:
     architecture: Mapping[str, Any]
     layers: Sequence[LayerProfile]
     baselines: Sequence[Baseline]
+    decisions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def searched(self) -> bool:
+        """Whether this was a search among the children of a supernet that finished an epoch."""
+        return any("evaluated" in epoch or "smallest_accuracy" in epoch for epoch in self.epochs)
 
     @property
     def best(self) -> Mapping[str, Any]:
@@ -97,6 +105,7 @@ def write_report(run: Run, *, timed: bool = False) -> Path:
         if is_own(run.config)  # its classes are the user's: nothing is built to write a page
         else _layers(architecture, folder / "weights.safetensors", timed=timed),
         baselines=read_baselines(run.path),
+        decisions={} if is_own(run.config) else _decisions(run.path, result),
     )
     path = run.path / "report.html"
     write_atomic(path, render(facts, plotly=get_plotlyjs()))
@@ -114,6 +123,7 @@ def render(facts: Facts, *, plotly: str) -> str:
         _choices(facts),
         _over_time(facts),
         _pareto(facts),
+        *(sections_of_search(facts.epochs, facts.result, facts.run) if facts.searched else ()),
         _comparison(facts),
         _costs(facts),
         _test_reads(facts),
@@ -131,6 +141,16 @@ def _layers(architecture: Mapping[str, Any], weights: Path, *, timed: bool) -> t
         return profile(network, example).layers
     rows = count(network, example).layers
     return tuple(LayerProfile(row.name, row.kind, row.params, row.macs, row.output_shape, None) for row in rows)
+
+
+def _decisions(path: Path, result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the decisions of every delivered network that has some, by label."""
+    found = {}
+    for outcome in result["outcomes"]:
+        file = path / outcome["folder"] / "architecture.json"
+        if file.exists() and (decisions := read_json(file).get("decisions")):
+            found[outcome["label"]] = decisions
+    return found
 
 
 def _recorded_layers(result: Mapping[str, Any]) -> tuple[LayerProfile, ...]:
@@ -219,7 +239,7 @@ def _bytes(count: int) -> str:
 
 def _budget_card(facts: Facts) -> Html:
     if not facts.result["budget"]:
-        return _card("Budget", "none", "the penalty alone decided")
+        return _card("Budget", "none", "no cost was limited" if facts.searched else "the penalty alone decided")
     rows = []
     kept = True
     for name, limit in facts.result["limits"].items():
@@ -267,6 +287,8 @@ def _network(facts: Facts) -> Html:
         return _own_network(facts, title)
     if not widths and any("chosen" in epoch for epoch in facts.epochs):
         return Html()  # its choices have a section of their own
+    if not widths and facts.decisions:
+        return genotypes(facts.decisions, title)
     if not widths:
         return section("network", title, element("p", "This network has no searched widths to show."))
     about = {}
@@ -344,6 +366,8 @@ def _own_network(facts: Facts, title: str) -> Html:
 
 def _over_time(facts: Facts) -> Html:
     title = "Accuracy and MACs over time"
+    if facts.searched:
+        return Html()
     if not facts.epochs or "macs" not in facts.epochs[0]:
         return section("training", title, element("p", "No epoch was finished."))
     largest = facts.result["reference"]["macs"]
@@ -372,7 +396,7 @@ def _pareto(facts: Facts) -> Html:
     if not facts.epochs or "macs" not in facts.epochs[0]:
         return section("pareto", title, element("p", "No epoch was finished."))
     if any("evaluated" in epoch for epoch in facts.epochs):
-        return _pareto_set(facts)
+        return Html()  # a search in a supernet has sections of its own
     final = (facts.best["costs"]["macs"], facts.best["metrics"]["valid_accuracy"])
     figure = charts.accuracy_against_macs(
         facts.epochs,
@@ -385,84 +409,6 @@ def _pareto(facts: Facts) -> Html:
         "the front shows what this run passed through, not the best that each size could reach."
     )
     return section("pareto", title, chart("chart-pareto", figure, "Validation accuracy against MACs"), lead=lead)
-
-
-def _pareto_set(facts: Facts) -> Html:
-    """Return what a selection evaluated, and the networks that were exported."""
-    selected = [epoch for epoch in facts.epochs if "evaluated" in epoch]
-    outcomes = facts.result["outcomes"]
-    if selected[-1].get("axis", "macs") == "size":
-        return _quantised_set(selected, outcomes)
-    figure = set_charts.selection(
-        {epoch["phase"]: epoch["evaluated"] for epoch in selected},
-        selected[-1]["front"],
-        [(each["label"], each["costs"]["macs"], each["metrics"]["valid_accuracy"]) for each in outcomes],
-        largest=facts.result["reference"]["macs"],
-        limit=facts.result["limits"].get("macs"),
-    )
-    split = "test" if "test_accuracy" in facts.best["metrics"] else "valid"
-    rows = [
-        (
-            each["label"],
-            f"{100 * each['metrics'][f'{split}_accuracy']:.2f}",
-            f"{100 * each['metrics']['valid_accuracy']:.2f}",
-            f"{each['costs']['macs']:,}",
-            f"{each['costs']['params']:,}",
-            f"{each['costs']['latency']['median_ms']:.3g}",
-        )
-        for each in outcomes
-    ]
-    columns = ("network", f"{split} accuracy in %", "validation in %", "MACs", "parameters", "latency in ms")
-    lead = (
-        "Every child that the selection evaluated with the shared weights, on validation images. The best of many was "
-        "chosen on these images, so its accuracy is optimistic there; that on test images is not."
-    )
-    drawn = chart("chart-pareto", figure, "Validation accuracy against MACs of every child that was evaluated")
-    return section("pareto", "Accuracy against MACs", drawn, table(columns, rows), lead=lead)
-
-
-def _quantised_set(selected: Sequence[Mapping[str, Any]], outcomes: Sequence[Mapping[str, Any]]) -> Html:
-    """Return what a search over policies evaluated, and the quantised files that were written."""
-    points = [point for epoch in selected for point in epoch["evaluated"]]
-    known = [(each["label"], each["further"]) for each in outcomes if "further" in each]
-    figure = set_charts.selection(
-        {epoch["phase"]: epoch["evaluated"] for epoch in selected},
-        selected[-1]["front"],
-        [(label, one["costs"]["size_bytes"], one["metrics"]["valid_accuracy"]) for label, one in known],
-        largest=max(size for size, _ in points),
-        limit=None,
-        axis="size",
-    )
-    rows = []
-    for label, one in known:
-        narrow = sum(each["precision"] == "int8" for each in one["policy"].values())
-        layers = sorted(one["layers"], key=lambda each: -each["latency_ms"])[:3]
-        rows.append(
-            (
-                label,
-                f"{100 * one['metrics']['valid_accuracy']:.2f}",
-                f"{one['costs']['size_bytes'] / 1e3:.1f}",
-                f"{one['costs']['file_bytes'] / 1e3:.1f}",
-                f"{narrow} of {len(one['policy'])}",
-                f"{one['latency']['median_ms']:.3g}" + (" (noisy)" if one["latency"]["noisy"] else ""),
-                ", ".join(f"{each['layer']} {each['latency_ms']:.3f}" for each in layers),
-            )
-        )
-    columns = (
-        "network",
-        "validation in %",
-        "size in kB",
-        "file in kB",
-        "int8 layers",
-        "latency in ms",
-        "slowest in ms",
-    )
-    lead = (
-        "Every candidate as a quantised file, run by ONNX Runtime on validation images. Sizes are computed from the "
-        "bits of every layer; the slowest rows are sums over kernels of ONNX Runtime's own profile."
-    )
-    drawn = chart("chart-pareto", figure, "Validation accuracy against the size of every candidate")
-    return section("pareto", "Accuracy against size", drawn, table(columns, rows), lead=lead)
 
 
 # ---------------------------------------------------------------------- the comparison

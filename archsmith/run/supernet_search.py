@@ -3,7 +3,9 @@
 ``SupernetSearcher`` is a ``Searcher`` (see ``archsmith.run.drive``): it can be stopped after any step and any
 evaluation, and goes on bit for bit. A method gives it the rule that draws a step's children, the step's settings, and
 the strategy. Every evaluation activates a child, takes its batch statistics anew on training images, and scores it on
-the validation part; costs are exact.
+the validation part. MACs and parameters are exact. Where latency is an objective or limited, it is measured on the
+child taken out of the supernet, made ready for the device of the run, before its accuracy; a child that breaks a limit
+is not evaluated.
 """
 
 from __future__ import annotations
@@ -11,17 +13,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from archsmith.core.errors import Shown, UserError
 from archsmith.core.rng import numpy_stream, seed_of
-from archsmith.run.costs import LATENCY_MARGIN, CostModel
+from archsmith.cost import Deployment, Latency
+from archsmith.run.costs import CALIBRATION_IMAGES, LATENCY_MARGIN, CostModel
 from archsmith.run.drive import Delivered, Monitor
-from archsmith.space import Architecture, Budget, Limit, Objective, ProductSpace, Result, Space
+from archsmith.run.measured import Measured
+from archsmith.space import Architecture, Budget, Limit, Objective, ProductSpace, Result, Space, Trial
 from archsmith.space.pareto import pareto_front
 from archsmith.strategies import Strategy
 from archsmith.supernet import Supernet
@@ -37,8 +43,8 @@ from archsmith.train.state import load_optimizer_tensors, optimizer_tensors
 EXACT = ("macs", "params")
 """Costs that the family knows without building; the others are asked of the cost model."""
 
-OBJECTIVES = (Objective("valid_accuracy"), Objective("macs", "minimize"))
-"""What the Pareto set is about."""
+REPEATS = 8
+"""Networks whose latency is measured a second time, for the repeat error."""
 
 
 class SlicedFamily(Protocol):
@@ -67,13 +73,17 @@ class Evaluated:
 
     Attributes:
         architecture: Its genotype.
-        metrics: "valid_accuracy" and "valid_loss" with the supernet's weights.
-        costs: "macs", "params", and what the budget limits besides.
+        metrics: "valid_accuracy" and "valid_loss" with the supernet's weights; none for a child that breaks a limit.
+        costs: "macs", "params", and what the budget limits or the search improves besides.
+        predicted: What was predicted of metrics and costs before they were measured, by name.
+        number: Its place in the order of the search.
     """
 
     architecture: Architecture
     metrics: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    number: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -104,6 +114,9 @@ class SupernetSearcher(ABC):
         step: Trains them.
         strategy: Selects children.
         evaluated: All children that the selection evaluated, in order.
+        refused: Those that turned out to break a limit when they were measured, in order; not evaluated.
+        measured: Latencies of the run.
+        deployment: Where they are measured.
 
     Raises:
         UserError: A family without a sliced supernet, micro-batches, several processes, or a compiled forward pass.
@@ -133,6 +146,10 @@ class SupernetSearcher(ABC):
             )
         self.family: SlicedFamily = family
         self.task, self.costs, self.seed = task, costs, seed
+        self.evaluated: list[Evaluated] = []
+        self.refused: list[Evaluated] = []
+        self.measured = Measured(None) if costs is None else costs.measured
+        self.deployment = (None if costs is None else costs.deployment) or Deployment()
         self.training_epochs, self.batch_size = epochs, batch_size
         self.calibration_batches = min(calibration_batches, task.steps_per_epoch(batch_size))
         self.training_steps = task.steps_per_epoch(batch_size)
@@ -146,10 +163,9 @@ class SupernetSearcher(ABC):
         self.strategy = self.make_strategy()
         self.parts = self.make_parts()
         self.position = Position()
-        self.evaluated: list[Evaluated] = []
 
-    axis: str = "macs"
-    """The cost that reports show accuracy against."""
+    objectives: tuple[Objective, ...] = (Objective("valid_accuracy"), Objective("macs", "minimize"))
+    """What the Pareto set is about."""
 
     # ------------------------------------------------------------------ what a method decides
 
@@ -185,6 +201,26 @@ class SupernetSearcher(ABC):
     def space(self) -> Space:
         """The space that the strategy searches."""
         return self.family.space
+
+    @property
+    def axis(self) -> str:
+        """The cost that reports show accuracy against: the first that is an objective, else the MACs."""
+        return next((each.metric for each in self.objectives if each.direction == "minimize"), "macs")
+
+    @property
+    def measures_latency(self) -> bool:
+        """Whether latency is an objective or limited."""
+        return "latency" in self.limited or any(each.metric == "latency" for each in self.objectives)
+
+    @property
+    def limited(self) -> set[str]:
+        """Names of the costs that the run limits."""
+        return set() if self.costs is None else set(self.costs.limits)
+
+    @property
+    def in_order(self) -> list[Evaluated]:
+        """Everything that was measured, evaluated or not, in the order of the search."""
+        return sorted([*self.evaluated, *self.refused], key=lambda child: child.number)
 
     # ------------------------------------------------------------------ position
 
@@ -242,18 +278,17 @@ class SupernetSearcher(ABC):
         if position.step < self.training_steps:
             return None
         means = position.means()
-        (_, present), *_ = self.chosen()
-        shown = self.evaluate(present)
-        ends = {"smallest": self.evaluate(self.family.smallest()), "largest": self.evaluate(self.family.largest())}
+        present = self.main_part(self.chosen()[0][1])
+        ends = {"smallest": self.family.smallest(), "largest": self.family.largest()}
         return {
             "epoch": position.epoch,
             "phase": "training",
             **means,
             "train_accuracy": means.get("accuracy"),
-            **shown.metrics,
-            "macs": shown.costs["macs"],
+            **self.scores_inside(present),
+            "macs": self.family.exact_costs(present)["macs"],
             "within_budget": False,  # children of a supernet that still learns
-            **{f"{name}_accuracy": end.accuracy for name, end in ends.items()},
+            **{f"{name}_accuracy": self.scores_inside(end)["valid_accuracy"] for name, end in ends.items()},
         }
 
     def children(self, where: tuple[int, int]) -> list[Child]:
@@ -304,16 +339,18 @@ class SupernetSearcher(ABC):
         name = list(self.parts)[position.epoch - self.training_epochs]
         while position.step < self.parts[name] and (trials := self.strategy.ask()):
             (trial,) = trials
-            child = self.evaluate(trial.architecture)
-            self.evaluated.append(child)
-            self.strategy.tell(trial.id, Result(metrics=child.metrics, costs=child.costs))
+            child = self._judged(trial)
             position.step += 1
             position.total += 1
-            monitor.step(position.total, loss=child.metrics["valid_loss"], accuracy=child.accuracy)
+            position.sums["refused"] = position.sums.get("refused", 0.0) + (not child.metrics)
+            shown = child.metrics or {"valid_loss": 0.0, "valid_accuracy": 0.0}
+            monitor.step(position.total, loss=shown["valid_loss"], accuracy=shown["valid_accuracy"])
             if monitor.should_stop() and position.step < self.parts[name]:
                 return None
         (_, best), *_ = self.chosen()
         found = self.known(best) or self.evaluate(best)
+        refused = int(position.sums.get("refused", 0))
+        latest = self.evaluated[len(self.evaluated) - (position.step - refused) :]
         return {
             "epoch": position.epoch,
             "phase": name,
@@ -322,18 +359,71 @@ class SupernetSearcher(ABC):
             "macs": found.costs["macs"],
             "within_budget": True,
             "axis": self.axis,
-            "evaluated": [[child.costs[self.axis], child.accuracy] for child in self._latest(position.step)],
+            "evaluated": [[child.costs[self.axis], child.accuracy] for child in latest],
+            "refused": [child.costs.get(self.axis) for child in self.refused[len(self.refused) - refused :]],
             "front": sorted([child.costs[self.axis], child.accuracy] for child in self.front()),
+            "predictions": self._predictions(latest),
+            "repeats": self._measure_again(),
         }
 
-    def _latest(self, count: int) -> list[Evaluated]:
-        return self.evaluated[len(self.evaluated) - count :]
+    def _judged(self, trial: Trial) -> Evaluated:
+        """Measure a trial's child, tell the strategy what came out, and keep it."""
+        architecture, predicted = trial.architecture, self.foretold(trial)
+        number = len(self.evaluated) + len(self.refused)
+        costs = self.costs_of(architecture)
+        if broken := self.limits().violations(costs):
+            child = Evaluated(architecture, {}, costs, predicted, number)
+            self.refused.append(child)
+            self.strategy.tell(trial.id, Result.infeasible("; ".join(map(str, broken)), costs=costs))
+            return child
+        child = replace(self.evaluate(architecture), predicted=predicted, number=number)
+        self.evaluated.append(child)
+        self.strategy.tell(trial.id, Result(metrics=child.metrics, costs=child.costs))
+        return child
 
-    def evaluate(self, architecture: Architecture) -> Evaluated:
-        """Return a child with the supernet's present weights, its statistics taken anew."""
+    def foretold(self, trial: Trial) -> dict[str, float]:
+        """Return what is predicted of a trial before it is measured, by name of the metric or cost; often nothing."""
+        return dict(trial.info.get("predicted", {}))
+
+    def _predictions(self, children: Sequence[Evaluated]) -> dict[str, list[list[float]]]:
+        """Return pairs of what was predicted and what was measured, by name, for the report."""
+        pairs: dict[str, list[list[float]]] = {}
+        for child in children:
+            for name, value in child.predicted.items():
+                found = {**child.costs, **child.metrics}
+                if name in found:
+                    pairs.setdefault(name, []).append([value, found[name]])
+        return pairs
+
+    def _measure_again(self) -> list[list[float]]:
+        """Measure some networks a second time, spread over their latencies; return both latencies of each."""
+        if not self.measures_latency:
+            return []
+        every = sorted(self.in_order, key=lambda child: child.costs["latency"])
+        places = dict.fromkeys(round(at) for at in np.linspace(0, len(every) - 1, min(REPEATS, len(every))))
+        pairs = []
+        for at in places:
+            child = every[at]
+            again = self.measured.again_ms(self.key(child.architecture), partial(self.measure, child.architecture))
+            pairs.append([child.costs["latency"], again])
+        return pairs
+
+    def scores_inside(self, architecture: Architecture) -> dict[str, float]:
+        """Return accuracy and loss of a child inside the supernet in fp32, its statistics taken anew."""
         self.supernet.activate(architecture)
         calibrate_(self.supernet, map(self._placed, self.calibration_inputs()))
         scores = self.task.evaluate(self.compute.evaluating(self.supernet), "valid")
+        return {"valid_accuracy": float(scores["accuracy"]), "valid_loss": float(scores["loss"])}
+
+    def evaluate(self, architecture: Architecture) -> Evaluated:
+        """Return a child with the supernet's present weights, in the precision in which it is going to run.
+
+        In fp32 it is scored inside the supernet, which is the same to 1e-5; else taken out and made ready.
+        """
+        if self.deployment.precision == "fp32":
+            return Evaluated(architecture, self.scores_inside(architecture), self.costs_of(architecture))
+        forward = self.deployment.ready(self.network_of(architecture), self._examples()).forward()
+        scores = self.task.evaluate(forward, "valid")
         metrics = {"valid_accuracy": float(scores["accuracy"]), "valid_loss": float(scores["loss"])}
         return Evaluated(architecture, metrics, self.costs_of(architecture))
 
@@ -342,18 +432,45 @@ class SupernetSearcher(ABC):
         return next((child for child in self.evaluated if child.architecture == architecture), None)
 
     def front(self) -> list[Evaluated]:
-        """Return the evaluated children within the budget that no other beats, by rising MACs; equal ones once."""
-        fitting = [child for child in self.evaluated if self.fits(child.architecture)]
+        """Return the evaluated children within the budget that no other beats, by rising cost; equal ones once."""
+        axis = self.axis
+        fitting = [child for child in self.evaluated if not self.limits().violations(child.costs)]
         results = [Result(metrics=child.metrics, costs=child.costs) for child in fitting]
-        best = {(fitting[i].costs["macs"], fitting[i].accuracy): fitting[i] for i in pareto_front(results, OBJECTIVES)}
+        places = pareto_front(results, self.objectives)
+        best = {(fitting[i].costs[axis], fitting[i].accuracy): fitting[i] for i in places}
         return [best[key] for key in sorted(best)]
 
     def costs_of(self, architecture: Architecture) -> dict[str, float]:
-        """Return exact MACs and parameters, and measured or counted what else the budget limits."""
-        costs: dict[str, float] = dict(self.family.exact_costs(architecture))
-        if self.costs is not None and set(self.costs.limits) - set(EXACT):
-            costs = {**self.costs.of(architecture), **costs}
+        """Return exact MACs and parameters, and measured or counted what else is limited or improved."""
+        costs = self.counted_costs(architecture)
+        if self.measures_latency:
+            costs["latency"] = self.measured.ms(self.key(architecture), partial(self.measure, architecture))
         return costs
+
+    def counted_costs(self, architecture: Architecture) -> dict[str, float]:
+        """Return the costs of a child that need no measurement."""
+        costs: dict[str, float] = dict(self.family.exact_costs(architecture))
+        if self.limited - {*EXACT, "latency"}:
+            assert self.costs is not None
+            costs = {**self.costs.counted(architecture), **costs}
+        return costs
+
+    def measure(self, architecture: Architecture) -> Latency:
+        """Return the latency of a child, taken out and made ready for the device, measured now."""
+        network = self.network_of(architecture)
+        return self.deployment.ready(network, self._examples()).measure(self.task.plain_inputs())
+
+    def network_of(self, architecture: Architecture) -> nn.Module:
+        """Return a child as a network of its own, batch statistics taken anew, on the CPU in the plain layout."""
+        network = calibrate_(self.supernet.extract(architecture).to("cpu"), self.calibration_inputs())
+        use_memory_format_(network, torch.contiguous_format)
+        return network.eval()
+
+    def _examples(self) -> Tensor:
+        """Return training inputs for exports and for the ranges of int8 activations."""
+        if self.costs is not None:
+            return self.costs.calibration
+        return self.task.examples(min(CALIBRATION_IMAGES, self.task.size("train")), "train")
 
     def limits(self) -> Budget:
         """Return the run's budget with absolute limits; the one on latency less the margin for its spread."""
@@ -363,9 +480,13 @@ class SupernetSearcher(ABC):
         units = {"memory": "B", "latency": "ms"}
         return Budget(tuple(Limit(cost, "<=", value, units.get(cost, ""), False) for cost, value in limits.items()))
 
-    def fits(self, architecture: Architecture) -> bool:
-        """Return whether a child is within the run's budget."""
-        return not self.limits().violations(self.costs_of(architecture))
+    def key(self, architecture: Architecture) -> str:
+        """Return the key of a child among the measured latencies."""
+        return architecture.digest
+
+    def main_part(self, architecture: Architecture) -> Architecture:
+        """Return the child that an architecture of the strategy's space speaks of."""
+        return architecture
 
     def calibration_inputs(self) -> Iterator[Tensor]:
         """Yield what statistics are taken from: training images without augmentation, always the same ones."""
@@ -377,10 +498,11 @@ class SupernetSearcher(ABC):
 
     def deliver(self) -> Delivered:
         """Return the chosen children as networks of their own, with the supernet's weights and own statistics."""
-        first, *others = [self._delivered(label, architecture) for label, architecture in self.chosen()]
+        first, *others = [self.delivered_as(label, architecture) for label, architecture in self.chosen()]
         return replace(first, others=others)
 
-    def _delivered(self, label: str, architecture: Architecture) -> Delivered:
+    def delivered_as(self, label: str, architecture: Architecture) -> Delivered:
+        """Return a child as a network of its own, under a label."""
         network = calibrate_(self.supernet.extract(architecture).to("cpu"), self.calibration_inputs())
         child = self.known(architecture)
         figures = {} if child is None else {"one_shot_accuracy": child.accuracy}
@@ -396,7 +518,8 @@ class SupernetSearcher(ABC):
             "position": self.position.to_json(),
             "strategy": self.strategy.state_dict(),
             "evaluated": [
-                [child.architecture.to_json(), dict(child.metrics), dict(child.costs)] for child in self.evaluated
+                [each.architecture.to_json(), dict(each.metrics), dict(each.costs), dict(each.predicted)]
+                for each in self.in_order
             ],
         }
 
@@ -408,7 +531,9 @@ class SupernetSearcher(ABC):
                 tensor.copy_(tensors[f"supernet.{name}"])
         load_optimizer_tensors(self.optimizer, self.supernet, tensors)
         self.strategy.load_state_dict(state["strategy"])
-        self.evaluated = [
-            Evaluated(self.space.validate(Architecture.from_json(architecture)), metrics, costs)
-            for architecture, metrics, costs in state["evaluated"]
+        children = [
+            Evaluated(self.space.validate(Architecture.from_json(architecture)), metrics, costs, predicted, number)
+            for number, (architecture, metrics, costs, predicted) in enumerate(state["evaluated"])
         ]
+        self.evaluated = [child for child in children if child.metrics]
+        self.refused = [child for child in children if not child.metrics]

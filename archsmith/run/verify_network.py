@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from archsmith.core.errors import UserError
 from archsmith.core.files import read_json, sha256_file
+from archsmith.cost import Deployed, Deployment
 from archsmith.run.checks import Failed, NotChecked, Report, Rows
 from archsmith.run.claims import RECORDED, check_accuracy, check_cost, check_latency
 from archsmith.run.constructor import Call, parse_call
@@ -86,6 +87,7 @@ class _Verification:
         self.trust = trust
         self.task = task
         self.expected = expected
+        self.deployed: Mapping[str, Any] = expected.get("deployed", {})
         self.limits = limits
         self.on_test_read = on_test_read
         self.rows = Rows(label)
@@ -115,6 +117,8 @@ class _Verification:
         for cost, key in RECORDED.items():
             if key in costs or cost in self.limits:
                 check(cost, partial(self._check_cost, cost))
+        if self.deployed:
+            check("as deployed", self._check_deployed)
         check("latency", self._check_latency)
         for name, value in self.expected.get("metrics", {}).items():
             if name.endswith(_METRIC):
@@ -242,8 +246,31 @@ class _Verification:
 
     def _check_latency(self) -> str:
         claimed = self.expected.get("costs", {}).get("latency")
-        onnx = self.folder / "model.onnx"
+        onnx = self.folder / Path(self.deployed.get("file") or "model.onnx").name
         return check_latency(self._rebuilt(), onnx, self._input(), claimed, self.limits)
+
+    def _check_deployed(self) -> str:
+        """Compare the file that runs on the device, or the network in its precision, with what is recorded of it."""
+        file, wanted = self.deployed.get("file"), self.deployed.get("metrics", {}).get("valid_accuracy")
+        if file is not None:
+            path = self.folder / Path(file).name
+            if not path.is_file() or path.is_symlink():
+                raise Failed(f"{file} is missing")
+            if sha256_file(path) != self.deployed.get("sha256"):
+                raise Failed(f"{file} is not the file that result.json records")
+        text = f"{self.deployed.get('on')}: {file or 'the network itself'}"
+        if wanted is None:
+            return text
+        if self.task is None or "valid" not in self.task.splits:
+            raise NotChecked("the task's data are not at hand")
+        terms = Deployment(**{name: self.deployed[name] for name in ("device", "precision", "threads")})
+        if terms.device == "cuda" and not torch.cuda.is_available():
+            raise NotChecked(f"{text}; there is no CUDA device here")
+        target = self._rebuilt() if file is None else (self.folder / Path(file).name).read_bytes()
+        found = float(self.task.evaluate(Deployed(terms, target).forward(), "valid")["accuracy"])
+        if abs(found - wanted) > 1 / self.task.size("valid") + 1e-6:
+            raise Failed(f"{text}: evaluated {found:.6f} on validation images, recorded {wanted:.6f}")
+        return f"{text}, validation accuracy {found:.6f}, recorded {wanted:.6f}"
 
     def _check_accuracy(self, split: str, value: float) -> str:
         if self.task is None:

@@ -41,7 +41,7 @@ TRIES = 200
 """Mutants that may be known already, or too costly, before a turn is given up."""
 
 Costs = Callable[[Architecture], Mapping[str, float]]
-"""Exact costs of an architecture by name, in the stored units of ``Budget``."""
+"""Costs of an architecture by name, as far as they are known beforehand, in the stored units of ``Budget``."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class CoarseToFine(Strategy):
         objectives: One.
         seed: Seed of the mutations.
         limits: Budgets with absolute limits, each with a best of its own; one without limits when empty.
-        costs: Exact costs, asked before anything is proposed: what keeps no budget is never evaluated. Without it the
-            costs that results carry decide, afterwards.
+        costs: Costs known beforehand, asked before anything is proposed: what keeps no budget by them is never
+            evaluated. Those that results carry are better known, and decide afterwards: exact costs are the same, a
+            measured one (latency) takes the place of what was foretold. Without it the costs of results decide alone.
         coarse: The grid; ``coarse_grid(space, levels)`` when None.
         levels: Values of each kind of choice in the grid, or one number for each group of decisions.
         mutation_probability: With which each decision of a parent becomes another one.
@@ -190,7 +191,7 @@ class CoarseToFine(Strategy):
         loss = self._loss(result)
         if math.isnan(loss):
             return
-        costs = result.costs if self.costs is None else self.costs(trial.architecture)
+        costs = dict(result.costs) if self.costs is None else {**self.costs(trial.architecture), **result.costs}
         for number, budget in enumerate(self.limits):
             best = self.best[number]
             if (best is None or loss < best.loss) and not budget.violations(costs):

@@ -2,8 +2,9 @@
 
 The loop behind LINAS, and, with other encodings, objectives and inner searches, behind FBNetV3's constrained iterative
 optimisation, SimQ-NAS, InstaTune and BOSHNAS. Costs that can be computed are computed, not predicted, and limits on
-them are hard. ``linas`` returns the published setting. The default of ``MeasureRefitSearch`` measures fewer networks
-between two fits, predicts by Gaussian processes, and picks those that together promise the largest hypervolume.
+them are hard; limited costs that must be measured are predicted like objectives. ``linas`` returns the published
+setting. The default of ``MeasureRefitSearch`` measures fewer networks between two fits, predicts by Gaussian processes,
+and picks those that together promise the largest hypervolume.
 
 Sources: Sarah et al. 2022, "A Hardware-Aware System for Accelerating Deep Neural Network Optimization", arXiv
 2202.12954; Cummings et al. 2022, arXiv 2205.10358.
@@ -12,7 +13,7 @@ Sources: Sarah et al. 2022, "A Hardware-Aware System for Accelerating Deep Neura
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -58,7 +59,8 @@ class MeasureRefitSearch(Strategy):
     asked for before, ``batch`` architectures are chosen and asked for. The result of the search is what was measured,
     never what was predicted. No network is asked for twice (``network_digest``).
 
-    Results that failed, are infeasible or not finite count as the worst seen. While fewer than two results are finite,
+    Results that failed or are not finite count as the worst seen; so do infeasible ones, unless it was a measured limit
+    that they broke: then only that cost is learned from them. While fewer than two results are finite,
     architectures are random. The strategy waits for the last result of a batch; the order of results does not matter.
 
     Args:
@@ -72,7 +74,9 @@ class MeasureRefitSearch(Strategy):
         predictor: Makes the predictor of an objective from a seed; a Gaussian process by default.
         features: What predictors see of an architecture; the one-hot encoding with inactive decisions masked.
         exact: Costs that are computed. An objective of such a name is not predicted.
-        constraints: Absolute limits on exact costs. Nothing that breaks them is ever asked for.
+        constraints: Absolute limits on costs, exact or measured. Nothing that breaks an exact one, or is predicted to
+            break a measured one, is asked for.
+        measured: Costs with limits that must be measured: every result carries them, also one that is infeasible.
         select: "rank": the best by front and crowding distance, as published. "hypervolume": one after the other what
             adds most to the hypervolume of the measured front and those chosen before (up to three objectives).
         optimism: Predictions are improved by so many standard deviations of the predictor before they are compared.
@@ -100,6 +104,7 @@ class MeasureRefitSearch(Strategy):
         features: Features | None = None,
         exact: Mapping[str, ExactCost] | None = None,
         constraints: Budget | None = None,
+        measured: Collection[str] = (),
         select: Selection = "hypervolume",
         optimism: float = 0.0,
     ) -> None:
@@ -113,7 +118,8 @@ class MeasureRefitSearch(Strategy):
         self.inner: InnerSearch = Evolution() if inner is None else inner
         self.predictor = _gaussian_process if predictor is None else predictor
         self.exact = dict(exact or {})
-        self.constraints = _checked_limits(constraints, self.exact)
+        self.measured = tuple(measured)
+        self.constraints = _checked_limits(constraints, {*self.exact, *self.measured})
         self.select: Selection = select
         self.optimism = optimism
         self.breeding = breeding_of(space, features)
@@ -121,7 +127,10 @@ class MeasureRefitSearch(Strategy):
         self._known: list[Architecture] = []  # asked, in the order of ask
         self._digests: set[str] = set()
         self._losses: dict[int, tuple[float, ...]] = {}  # by position in _known
+        self._refused: set[int] = set()  # positions of results that broke a measured limit
+        self._costs: dict[str, dict[int, float]] = {name: {} for name in self.measured}  # by position
         self._queue: list[Architecture] = []  # chosen, not asked yet
+        self._predicted: dict[str, dict[str, float]] = {}  # of what is in the queue, by digest
         self._rounds = 0
         self._exhausted = False
 
@@ -137,17 +146,21 @@ class MeasureRefitSearch(Strategy):
             if self.pending or self._exhausted:
                 return None
             self._queue = self._next_batch()
+            self._predicted = self._predictions(self._queue)
             if not self._queue:
                 self._exhausted = True
                 return None
         architecture = self._queue.pop(0)
         self._known.append(architecture)
-        return Proposal(architecture, info={"round": self._rounds})
+        predicted = self._predicted.pop(architecture.digest, None)
+        about = {} if predicted is None else {"predicted": predicted}
+        return Proposal(architecture, info={"round": self._rounds, **about})
 
     def _next_batch(self) -> list[Architecture]:
         """Return the architectures of the next batch, all of them new; none when the space is through."""
         rng = numpy_stream(self.seed, "measure, refit, search", self._rounds)
         self._rounds += 1
+        self._refit_costs()
         wanted = self.batch if self._known else self.initial
         finite = [row for row in self._losses.values() if all(map(math.isfinite, row))]
         chosen: list[Architecture] = []
@@ -165,6 +178,11 @@ class MeasureRefitSearch(Strategy):
             listed = list(self.space.enumerate())
             fits = self._violations(listed) == 0
             self._take(chosen, [each for each, fit in zip(listed, fits, strict=True) if fit], wanted)
+        if not chosen and self._costs:
+            # All that was looked at is predicted to break a measured limit. Predictions err: ask for the nearest.
+            others = self.breeding.architectures(self.breeding.sample(rng, DRAWS * wanted))
+            nearest = np.argsort(self._violations(others), kind="stable")
+            self._take(chosen, [others[int(at)] for at in nearest], wanted)
         return chosen
 
     def _take(self, chosen: list[Architecture], candidates: Sequence[Architecture], wanted: int) -> None:
@@ -218,7 +236,7 @@ class MeasureRefitSearch(Strategy):
         kept = self.breeding.architectures(found.population[found.violations == 0])
         if not kept and not self._known:
             nearest = self.breeding.architectures(found.population[[int(np.argmin(found.violations))]])
-            costs = {name: float(self.exact[name](nearest)[0]) for name in self._limited()}
+            costs = {name: float(self._cost(name, nearest)[0]) for name in self._limited()}
             raise UserError(
                 "constraints",
                 Shown(str(self.constraints)),
@@ -233,15 +251,48 @@ class MeasureRefitSearch(Strategy):
 
     def refit(self) -> dict[str, Predictor]:
         """Fit one predictor for each objective that is not exact to all results; return them by objective."""
+        self._refit_costs()
         measured = self._measured_losses()
-        rows = self.breeding.features(self.breeding.population([self._known[at] for at in self._losses]))
+        places = list(self._losses)
         for column, objective in enumerate(self.objectives):
-            if objective.metric not in self.exact:
-                sign = -1.0 if objective.direction == "maximize" else 1.0
-                if objective.metric not in self._predictors:
-                    self._predictors[objective.metric] = self.predictor(seed_of(self.seed, objective.metric) >> 31)
-                self._predictors[objective.metric].fit(rows, sign * measured[:, column])
+            if objective.metric in self.exact or objective.metric in self._costs:
+                continue
+            sign = -1.0 if objective.direction == "maximize" else 1.0
+            kept = [row for row, at in enumerate(places) if at not in self._refused]
+            self._fit(objective.metric, [places[row] for row in kept], sign * measured[kept, column])
         return dict(self._predictors)
+
+    def _refit_costs(self) -> None:
+        """Fit one predictor for each limited cost that must be measured, once there are two measurements."""
+        for name, known in self._costs.items():
+            if len(known) >= 2:
+                self._fit(name, list(known), np.array(list(known.values()), dtype=np.float64))
+
+    def _fit(self, name: str, places: Sequence[int], values: np.ndarray) -> None:
+        if name not in self._predictors:
+            self._predictors[name] = self.predictor(seed_of(self.seed, name) >> 31)
+        rows = self.breeding.features(self.breeding.population([self._known[at] for at in places]))
+        self._predictors[name].fit(rows, values)
+
+    def _predictions(self, architectures: Sequence[Architecture]) -> dict[str, dict[str, float]]:
+        """Return what is predicted of architectures, by digest and by name; nothing before the first fit."""
+        if not self._predictors or not architectures:
+            return {}
+        rows = self.breeding.features(self.breeding.population(architectures))
+        found: dict[str, dict[str, float]] = {architecture.digest: {} for architecture in architectures}
+        for name, predictor in sorted(self._predictors.items()):
+            for architecture, mean in zip(architectures, predictor.predict(rows).mean, strict=True):
+                found[architecture.digest][name] = float(mean)
+        return found
+
+    def _cost(self, name: str, architectures: Sequence[Architecture]) -> np.ndarray:
+        """Return a limited cost: computed, else predicted, else 0 as long as nothing is known of it."""
+        if name in self.exact:
+            return np.asarray(self.exact[name](architectures), dtype=np.float64)
+        if name not in self._predictors:
+            return np.zeros(len(architectures))
+        rows = self.breeding.features(self.breeding.population(architectures))
+        return np.asarray(self._predictors[name].predict(rows).mean, dtype=np.float64)
 
     def _score(self, population: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return predicted or computed losses, and by how much limits are broken."""
@@ -262,7 +313,7 @@ class MeasureRefitSearch(Strategy):
         """Return the sum of the relative excesses over the limits, 0 where all are kept."""
         total = np.zeros(len(architectures))
         for limit in self.constraints.limits if self.constraints and len(architectures) else ():
-            cost = np.asarray(self.exact[limit.cost](architectures), dtype=np.float64)
+            cost = self._cost(limit.cost, architectures)
             excess = cost - limit.value if limit.relation == "<=" else limit.value - cost
             total += np.maximum(0.0, excess / limit.value)
         return total
@@ -301,14 +352,24 @@ class MeasureRefitSearch(Strategy):
     # -------------------------------------------------------------------------------------------- learning, state
 
     def _learn(self, trial: Trial, result: Result) -> None:
-        self._losses[trial.id - 1] = tuple(float(loss) for loss in losses([result], self.objectives)[0])
+        at = trial.id - 1
+        self._losses[at] = tuple(float(loss) for loss in losses([result], self.objectives)[0])
         self._losses = dict(sorted(self._losses.items()))
+        for name, known in self._costs.items():
+            if name in result.costs and math.isfinite(result.costs[name]):
+                known[at] = float(result.costs[name])
+                self._costs[name] = dict(sorted(known.items()))
+                if result.status == "infeasible":
+                    self._refused.add(at)
 
     def _state(self) -> dict[str, Any]:
         return {
             "known": [architecture.to_json() for architecture in self._known],
             "losses": [[at, [number_to_json(loss) for loss in row]] for at, row in self._losses.items()],
             "queue": [architecture.to_json() for architecture in self._queue],
+            "predicted": [self._predicted.get(architecture.digest) for architecture in self._queue],
+            "costs": {name: [[at, cost] for at, cost in known.items()] for name, known in self._costs.items()},
+            "refused": sorted(self._refused),
             "rounds": self._rounds,
             "exhausted": self._exhausted,
         }
@@ -317,6 +378,12 @@ class MeasureRefitSearch(Strategy):
         self._known = [self._architecture(data) for data in state["known"]]
         self._queue = [self._architecture(data) for data in state["queue"]]
         self._digests = {architecture.network_digest for architecture in (*self._known, *self._queue)}
+        foretold = state.get("predicted", [None] * len(self._queue))  # older states know of no predictions
+        pairs = zip(self._queue, foretold, strict=True)
+        self._predicted = {each.digest: dict(values) for each, values in pairs if values is not None}
+        costs = state.get("costs", {})
+        self._costs = {name: {int(at): float(cost) for at, cost in costs.get(name, [])} for name in self.measured}
+        self._refused = {int(at) for at in state.get("refused", [])}
         self._losses = {
             int(at): tuple(number_from_json(loss, "state.losses") for loss in row) for at, row in state["losses"]
         }
@@ -356,17 +423,16 @@ def _count(name: str, given: int) -> int:
     return given
 
 
-def _checked_limits(constraints: Budget | None, exact: Mapping[str, ExactCost]) -> Budget | None:
+def _checked_limits(constraints: Budget | None, known: Collection[str]) -> Budget | None:
     if constraints is None:
         return None
     if any(limit.relative for limit in constraints.limits):
         raise UserError("constraints", str(constraints), allowed="absolute limits", hint="Call resolve() first.")
     for limit in constraints.limits:
-        if limit.cost not in exact:
+        if limit.cost not in known:
             raise UserError(
                 "constraints",
                 Shown(str(limit)),
-                allowed=f"limits on costs that are computed beforehand: {sorted(exact)}",
-                hint="A predicted cost is an objective, not a limit.",
+                allowed=f"limits on costs that are computed beforehand or measured: {sorted(known)}",
             )
     return constraints

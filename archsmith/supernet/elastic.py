@@ -22,33 +22,34 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from archsmith.atoms.finding import FoundAtoms, find
 from archsmith.atoms.fingerprint import fingerprint, named_tensors, unwrap
-from archsmith.atoms.plan import CutRefused, plan_cut
+from archsmith.atoms.plan import plan_cut
 from archsmith.atoms.records import ATTRIBUTE
 from archsmith.atoms.trace import Forward, call_arguments
 from archsmith.atoms.transaction import apply_
 from archsmith.atoms.unit_scores import Scores, scale_places, scale_scores, weight_scores
-from archsmith.atoms.units import Cut, IntArray, TensorCut, UnitGroup
+from archsmith.atoms.units import Cut, IntArray, UnitGroup
 from archsmith.core.errors import Shown, UserError
 from archsmith.cost.counts import count
 from archsmith.graph import evaluating
-from archsmith.space import AllOf, Architecture, Condition, Element, Given, Ordinal, ProductSpace, When
-from archsmith.supernet.elastic_attributes import AttributeLaw, attribute_laws
+from archsmith.space import Architecture
 from archsmith.supernet.elastic_costs import CostTable
-from archsmith.supernet.elastic_depth import remove_blocks_, residual_runs, wrong_without
-from archsmith.supernet.elastic_dims import Candidate, ElasticDim, Offered, chosen, nested, unit_order, width_candidates
+from archsmith.supernet.elastic_depth import remove_blocks_
+from archsmith.supernet.elastic_dims import Offered, chosen, unit_order
 from archsmith.supernet.elastic_kernel import (
     KernelTransform,
-    has_elastic_kernel,
-    kernel_parts,
     shrink_kernel_,
-    smallest_kernel,
+)
+from archsmith.supernet.elastic_reading import (
+    cuttable,
+    dimension_candidates,
+    is_active,
+    kept_blocks,
+    parts_of,
+    removable,
+    removed_units,
+    space_of,
 )
 from archsmith.supernet.elastic_slices import (
-    Part,
-    SlicedAttribute,
-    SlicedAxis,
-    SlicedChildren,
-    SlicedTensor,
     Slices,
     remaining,
 )
@@ -114,7 +115,7 @@ class Elastic(nn.Module):
         self._forward = forward
         self.notes: list[str] = []
         self.atoms = found or find(self.model, example_inputs, forward=forward, constraints=constraints)
-        candidates = self._candidates(dims)
+        candidates = dimension_candidates(self.model, self.atoms, example_inputs, resolution=dims is not None)
         if not candidates:
             raise UserError(
                 "model",
@@ -122,10 +123,18 @@ class Elastic(nn.Module):
                 allowed="a network with removable units or residual blocks",
                 hint="print(archsmith.atoms.find(model, example_inputs).explain()) says what is pinned, and why.",
             )
-        offered = self._removable(chosen(candidates, dims, divisor), automatic=dims is None)
+        offered = removable(
+            self.model,
+            self.atoms,
+            example_inputs,
+            forward,
+            chosen(candidates, dims, divisor),
+            self.notes,
+            automatic=dims is None,
+        )
         self._groups = {group.name: group for group in self.atoms.groups}
         self._order = {group: unit_order(self._groups[group]) for dim in offered for group in dim.groups}
-        offered, self._laws = self._cuttable(offered, automatic=dims is None)
+        offered, self._laws = cuttable(self.atoms, self._order, offered, self.notes, automatic=dims is None)
         if all(len(dim.choices) < 2 for dim in offered):
             raise UserError(
                 "dims",
@@ -134,7 +143,7 @@ class Elastic(nn.Module):
                 hint="Offer several, e.g. dims={'width': [0.5, 1.0]}.",
             )
         self.dims = tuple(offered)
-        self.space = self._space(name)
+        self.space = space_of(name, self.dims)
         self.elastic_transforms = nn.ModuleDict()
         self._kernels: dict[str, KernelTransform] = {}
         for number, dim in enumerate(dim for dim in self.dims if dim.kind == "kernel"):
@@ -145,7 +154,8 @@ class Elastic(nn.Module):
             if kernel_transform:
                 self.elastic_transforms[str(number)] = transform
         self._cost_table: CostTable | None = None
-        self.slices = Slices(self.model, self._parts())
+        parts = parts_of(self.model, self.dims, self._groups, self._order, self._laws, self._kernels)
+        self.slices = Slices(self.model, parts)
         self.slices.prepare({dim.name: dim.choices for dim in self.dims})
         self.register_state_dict_post_hook(_without_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_with_prefix)  # type: ignore[no-untyped-call]
@@ -178,7 +188,7 @@ class Elastic(nn.Module):
             UserError: It is not of the space.
         """
         values = self._values(architecture)
-        return {d.name: values[d.name] if _is_active(d, values) else d.choices[0] for d in self.dims}
+        return {d.name: values[d.name] if is_active(d, values) else d.choices[0] for d in self.dims}
 
     def activate(self, architecture: Mapping[str, Any]) -> None:
         """Make this architecture the one that calls compute, until another is.
@@ -236,7 +246,7 @@ class Elastic(nn.Module):
             if dim.kind == "kernel" and values[dim.name] != dim.whole:
                 convolution = cast(nn.modules.conv._ConvNd, twin.get_submodule(dim.module))
                 shrink_kernel_(convolution, values[dim.name], self._kernels[dim.name])
-        keeping = self._keeping(self.dims, values)
+        keeping = kept_blocks(self.dims, values)
         if fingerprint(twin) != self.atoms.fingerprint or keeping:
             twin.__dict__.pop(ATTRIBUTE, None)  # a record of earlier cuts is one of other blocks and kernels
         cut = plan_cut(self.atoms.groups, self._removed(values), self.model, self._attributes(values))
@@ -247,6 +257,14 @@ class Elastic(nn.Module):
         if cut.tensors:
             apply_(twin, dataclasses.replace(cut, fingerprint=fingerprint(twin)))
         return twin
+
+    def kept_blocks(self, architecture: Mapping[str, Any]) -> dict[str, list[int]]:
+        """Return the positions that remain of every container that loses blocks, by its qualified name.
+
+        Raises:
+            UserError: It is not of the space.
+        """
+        return kept_blocks(self.dims, self._values(architecture))
 
     def costs(self, architecture: Mapping[str, Any]) -> dict[str, int]:
         """Return ``macs`` and ``params`` of the extracted network, exact, for one example of its resolution.
@@ -306,124 +324,16 @@ class Elastic(nn.Module):
 
     # ------------------------------------------------------------------ inside
 
-    def _candidates(self, dims: Offered | None) -> list[Candidate]:
-        runs = residual_runs(self.model, self.atoms.labelled)
-        found = width_candidates(self.atoms, runs)
-        taken: set[str] = set()
-        for run in runs:
-            name = unique = f"{run.container}.depth" if run.container else "depth"
-            number = 1
-            while unique in taken:
-                number += 1
-                unique = f"{name}{number}"
-            taken.add(unique)
-            lowest = 0 if len(run.positions) < run.children else 1
-            scope = run.container or "(model)"  # never inside a block of its own
-            found.append(Candidate(unique, "depth", len(run.positions), lowest=lowest, run=run, scope=scope))
-        for path, module in self.model.named_modules():
-            if has_elastic_kernel(module):
-                convolution = cast(nn.modules.conv._ConvNd, module)
-                size, lowest = convolution.kernel_size[0], smallest_kernel(convolution)
-                if lowest < size:
-                    found.append(Candidate(f"{path}.kernel", "kernel", size, lowest=lowest, module=path, scope=path))
-        sides = {
-            leaf.shape[-1]
-            for leaf in tree_leaves(self.example_inputs)
-            if isinstance(leaf, Tensor)
-            and leaf.dim() == 4
-            and leaf.is_floating_point()
-            and leaf.shape[-1] == leaf.shape[-2]
-        }
-        if len(sides) == 1 and dims is not None:
-            found.append(Candidate("resolution", "resolution", sides.pop()))
-        return found
-
-    def _removable(self, dims: list[ElasticDim], *, automatic: bool) -> list[ElasticDim]:
-        """Return the dimensions without depths that do more, or less, than leave out their blocks."""
-        depths = [dim for dim in dims if dim.run is not None and len(dim.choices) > 1]
-        keeping = self._keeping(depths, {dim.name: dim.choices[0] for dim in depths})
-        if not depths or not self._wrong_without(keeping):
-            return dims
-        wrong = {}
-        for dim in depths:
-            reason = self._wrong_without(self._keeping([dim], {dim.name: dim.choices[0]}))
-            if reason:
-                wrong[dim.name] = reason
-                self.notes.append(f"'{dim.name}' is left out: {reason}")
-        if not automatic or not wrong:
-            name, reason = next(iter(wrong.items()), (depths[0].name, "these depths do not go together"))
-            raise UserError(f"dims['{name}']", Shown(f"blocks that can not be left out ({reason})"), allowed="others")
-        return nested([dim for dim in dims if dim.name not in wrong])
-
-    def _wrong_without(self, keeping: Mapping[str, Sequence[int]]) -> str:
-        return wrong_without(self.model, keeping, self.atoms.labelled, self.example_inputs, self._forward)
-
-    @staticmethod
-    def _keeping(dims: Sequence[ElasticDim], values: Mapping[str, int]) -> dict[str, list[int]]:
-        """Return the positions that remain of every container that loses some."""
-        keeping: dict[str, list[int]] = {}
-        for dim in dims:
-            if dim.run is not None and values[dim.name] < dim.whole:
-                kept = dim.run.kept(values[dim.name])
-                before = keeping.get(dim.run.container, kept)
-                keeping[dim.run.container] = [position for position in before if position in set(kept)]
-        return keeping
-
-    def _cuttable(self, dims: list[ElasticDim], *, automatic: bool) -> tuple[list[ElasticDim], list[AttributeLaw]]:
-        """Return the dimensions that can be cut, and how attributes follow them."""
-
-        def removed(sizes: Mapping[str, int]) -> dict[str, IntArray]:
-            return self._removed_of(dims, sizes)
-
-        try:
-            return dims, attribute_laws(self.atoms, dims, removed)
-        except CutRefused:
-            if not automatic:
-                raise
-        fitting = []
-        for dim in dims:
-            try:
-                if dim.groups:
-                    self.atoms.plan(removed({dim.name: dim.choices[0]}))
-            except CutRefused as error:
-                self.notes.append(f"'{dim.name}' is left out: {error.reason}")
-            else:
-                fitting.append(dim)
-        return fitting, attribute_laws(self.atoms, fitting, removed)
-
-    def _removed_of(self, dims: Sequence[ElasticDim], sizes: Mapping[str, int]) -> dict[str, IntArray]:
-        return {
-            group: self._order[group][sizes[dim.name] :]
-            for dim in dims
-            if dim.groups and dim.name in sizes and sizes[dim.name] < dim.whole
-            for group in dim.groups
-        }
-
     def _removed(self, values: Mapping[str, int]) -> dict[str, IntArray]:
-        return self._removed_of(self.dims, values)
+        return removed_units(self.dims, self._order, values)
 
     def _attributes(self, values: Mapping[str, int]) -> dict[str, int]:
         found = {law.path: law(*(values[name] for name in law.dims)) for law in self._laws}
         whole = {law.path: law.whole for law in self._laws}
         return {path: value for path, value in found.items() if value != whole[path]}
 
-    def _space(self, name: str) -> ProductSpace:
-        elements: dict[str, Element] = {}
-        by_name = {dim.name: dim for dim in self.dims}
-        for dim in self.dims:
-            element: Element = Ordinal(dim.choices, group=dim.kind)
-            conditions: list[Condition] = []
-            for depth, position in dim.inside:
-                enough = tuple(n for n in by_name[depth].choices if n > position)
-                if len(enough) < len(by_name[depth].choices):
-                    conditions.append(When(depth, enough))
-            if conditions:
-                element = Given(conditions[0] if len(conditions) == 1 else AllOf(tuple(conditions)), element)
-            elements[dim.name] = element
-        return ProductSpace(name, elements)
-
     def _made(self, values: Mapping[str, int]) -> Architecture:
-        active = {dim.name: values[dim.name] for dim in self.dims if _is_active(dim, values)}
+        active = {dim.name: values[dim.name] for dim in self.dims if is_active(dim, values)}
         return Architecture(active, space=self.space.name)
 
     def _values(self, architecture: Mapping[str, Any]) -> dict[str, int]:
@@ -438,7 +348,7 @@ class Elastic(nn.Module):
                 seen += 1
                 if given not in dim.choices or isinstance(given, bool | float):
                     raise UserError(dim.name, given, allowed=f"one of {list(dim.choices)}")
-            if not _is_active(dim, values):
+            if not is_active(dim, values):
                 values[dim.name] = dim.whole
             elif given is None:
                 raise UserError(dim.name, None, allowed=f"a choice for every active dimension, here of {dim.choices}")
@@ -452,44 +362,6 @@ class Elastic(nn.Module):
     def _some_names(self) -> str:
         names = [dim.name for dim in self.dims]
         return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-    def _parts(self) -> list[Part]:
-        """Return what follows which dimension: the positions that surgery would keep, and what else it would change."""
-        parts: list[Part] = []
-        shapes = {name: tuple(t.shape) for name, t in named_tensors(self.model)[0].items()}
-        of_group = {group: dim for dim in self.dims for group in dim.groups}
-        joint = {p.tensor for name in of_group for p in self._groups[name].places if len(p.axes) > 1}
-        for name, dim in of_group.items():
-            known: dict[int, dict[int, IntArray]] = {}  # by array: most places of one width share one
-            for place in self._groups[name].places:
-                if place.tensor in joint:
-                    continue
-                length = shapes[place.tensor][place.axes[0]]
-                key = id(place.index) * 2**20 + length
-                if key not in known:
-                    known[key] = {k: _kept(place.index, self._order[name][k:], length) for k in dim.choices}
-                parts.append(SlicedAxis(place.tensor, place.axes[0], (dim.name,), known[key].__getitem__))
-        for tensor in sorted(joint):
-            groups = [
-                dataclasses.replace(group, places=tuple(p for p in group.places if p.tensor == tensor))
-                for group in (self._groups[name] for name in of_group)
-                if any(p.tensor == tensor for p in group.places)
-            ]
-            genes = tuple(dict.fromkeys(of_group[group.name].name for group in groups))
-            parts.append(
-                SlicedTensor(tensor, genes, _JointCut(self.model, tensor, groups, genes, of_group, self._order))
-            )
-        parts += [SlicedAttribute(law.path, law.dims, law) for law in self._laws]
-        containers: dict[str, list[ElasticDim]] = {}
-        for dim in self.dims:
-            if dim.run is not None:
-                containers.setdefault(dim.run.container, []).append(dim)
-            if dim.kind == "kernel":
-                convolution = cast(nn.modules.conv._ConvNd, self.model.get_submodule(dim.module))
-                parts += kernel_parts(dim.module, convolution, dim.name, self._kernels[dim.name])
-        for container, depths in containers.items():
-            parts.append(SlicedChildren(container, tuple(dim.name for dim in depths), _Children(depths)))
-        return parts
 
     def _check_mixed(self) -> None:
         """Let both checks of the atoms run on widths of different sizes, with the attributes as the laws say."""
@@ -538,64 +410,6 @@ class Elastic(nn.Module):
             more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
             raise UserError("state_dict", Shown("; ".join(wrong[:4]) + more), allowed="weights of the whole network")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-
-def _is_active(dim: ElasticDim, values: Mapping[str, int]) -> bool:
-    return all(values[depth] > position for depth, position in dim.inside)
-
-
-def _kept(index: IntArray, gone: IntArray, length: int) -> IntArray:
-    flags = np.ones(length, dtype=bool)
-    flags[index[gone]] = False
-    return np.flatnonzero(flags)
-
-
-class _JointCut:
-    """What remains of a tensor whose axes are cut jointly, by the atoms' own plan."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tensor: str,
-        groups: Sequence[UnitGroup],
-        genes: Sequence[str],
-        dims: Mapping[str, ElasticDim],
-        order: Mapping[str, IntArray],
-    ) -> None:
-        self.groups, self.genes, self.tensor = groups, genes, tensor
-        self.shape = tuple(named_tensors(model)[0][tensor].shape)
-        self.gene_of = {group.name: dims[group.name].name for group in groups}
-        self.order = order
-
-    def __call__(self, *sizes: int) -> TensorCut | None:
-        by_gene = dict(zip(self.genes, sizes, strict=True))
-        removed = {g.name: self.order[g.name][by_gene[self.gene_of[g.name]] :] for g in self.groups}
-        cut = plan_cut(self.groups, removed, _holding(self.tensor, self.shape))
-        return cut.tensors.get(self.tensor)
-
-
-def _holding(tensor: str, shape: tuple[int, ...]) -> nn.Module:
-    """Return a network with nothing but one tensor, without numbers."""
-    root = nn.Module()
-    *parents, leaf = tensor.split(".")
-    owner = root
-    for parent in parents:
-        child = nn.Module()
-        owner.add_module(parent, child)
-        owner = child
-    owner.register_buffer(leaf, torch.empty(shape, device="meta"))
-    return root
-
-
-class _Children:
-    """The children of a container that remain, by the depths of its runs."""
-
-    def __init__(self, depths: Sequence[ElasticDim]) -> None:
-        self.runs = [dim.run for dim in depths if dim.run is not None]
-
-    def __call__(self, *sizes: int) -> list[int]:
-        kept = [set(run.kept(size)) for run, size in zip(self.runs, sizes, strict=True)]
-        return sorted(set.intersection(*kept))
 
 
 class _Renaming:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from archsmith.tasks.catalogue import open_task, task_table
     from archsmith.tasks.loaders import LoaderTask
     from archsmith.tasks.speech import SpeechRecognition
+    from archsmith.tasks.text import TextClassification
     from archsmith.tasks.vision import ImageClassification
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "LoaderTask",
     "SpeechRecognition",
     "Task",
+    "TextClassification",
     "open_task",
     "task_table",
 ]
@@ -38,6 +40,7 @@ _HOMES = {
     "LoaderTask": "loaders",
     "SpeechRecognition": "speech",
     "Task": "base",
+    "TextClassification": "text",
     "open_task": "catalogue",
     "task_table": "catalogue",
 }

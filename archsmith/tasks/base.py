@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from archsmith.core.errors import UserError
+
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -23,7 +25,7 @@ class Batch:
     """One step's examples.
 
     Attributes:
-        inputs: Network inputs; for images float32 ``(B, C, H, W)``, normalised.
+        inputs: Network inputs; for images float32 ``(B, C, H, W)``, normalised; for text int64 ``(B, T)``.
         targets: What is to be predicted; for classification int64 ``(B,)`` in ``0..num_classes-1``.
         context: Side information by name (lengths, masks, edge lists); read only.
     """
@@ -46,21 +48,21 @@ class Task(ABC):
 
     Attributes:
         name: Name as given to ``open_task``, or chosen by the user.
-        kind: What families must be for, ``"images"`` or ``"speech"``.
-        input_shape: ``(C, H, W)`` of one example; for speech planes of features, bands and frames.
+        kind: What families must be for, ``"images"``, ``"speech"`` or ``"text"``.
+        input_shape: ``(C, H, W)`` of one example; for speech planes of features, bands and frames; for text ``(T,)``.
         num_classes: Number of classes.
         class_names: One name per class, in the order of the labels.
         metric: Name of the metric that ``evaluate`` returns and searches maximise, ``"accuracy"``.
         digest: SHA-256 in hexadecimal digits; equal digests mean equal data and equal split.
         normalisation: ``{"mean": [...], "std": [...]}`` per channel: an input is ``(x - mean) / std`` for ``x`` in
-            [0, 1].
+            [0, 1]; empty lists for text.
         splits: Names of the parts the task has: ``("train", "valid")``, mostly with ``"test"`` as the third.
         resume_note: What a resumed run cannot reproduce, as a sentence for the user; empty when resuming is exact.
     """
 
     name: str
     kind: str = "images"
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     num_classes: int
     class_names: tuple[str, ...]
     metric: str
@@ -124,9 +126,25 @@ class Task(ABC):
             ``{"accuracy": float in [0, 1], "loss": mean cross-entropy, "examples": int}``.
         """
 
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """The shape of an example with three axes.
+
+        Raises:
+            UserError: Examples have others: what asks is made for images.
+        """
+        if len(self.input_shape) != 3:
+            raise UserError("task", self.name, allowed=f"a task of images; examples of {self.kind} are other inputs")
+        channels, height, width = self.input_shape
+        return channels, height, width
+
+    def plain_inputs(self, n: int = 1) -> Tensor:
+        """Return ``n`` inputs of the task's shape and type whose values mean nothing, to count and to time with."""
+        return torch.zeros(n, *self.input_shape)
+
     @abstractmethod
     def examples(self, n: int, split: str = "test") -> Tensor:
-        """Return the first ``n`` inputs of a split, ``(n, C, H, W)`` float32, as ``batches`` gives them.
+        """Return the first ``n`` inputs of a split, ``(n, *input_shape)``, as ``batches`` gives them.
 
         Raises:
             UserError: ``n`` is not in 1..``size(split)``, or there is no such split.

@@ -49,10 +49,11 @@ def open_task(name: str, *, data: str | Path | None = None, **options: Any) -> T
 
     Args:
         name: One of ``task_table()``: ``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``images``, ``arrays``,
-            ``spoken-digits``.
+            ``spoken-digits``, ``sst2``, ``ag-news``, ``text``, ``phrases``.
         data: File or folder that the task reads; nothing is ever downloaded.
         options: Settings of the task; for images those of ``archsmith.tasks.options.ImageOptions``, for
-            speech those of ``archsmith.tasks.spoken_digits.SpeechOptions``.
+            speech those of ``archsmith.tasks.spoken_digits.SpeechOptions``, for texts those of
+            ``archsmith.tasks.text_tasks.TextOptions``.
 
     Raises:
         UserError: Unknown name or option (the known ones are listed), a value out of bounds, missing or damaged data.

@@ -49,12 +49,16 @@ class IndexedTask(Task):
         indices = self._of(split)
         if split == "train":
             steps = self.steps_per_epoch(batch_size)
-            indices = indices[torch.from_numpy(shuffled(len(indices), seed, "shuffle", epoch))]
+            indices = self.ordered(indices, batch_size=batch_size, seed=seed, epoch=epoch)
         else:
             whole("batch_size", batch_size, low=1, high=2**31)
             steps = -(-len(indices) // batch_size)
         whole("start", start, low=0, high=steps)
         return self._pass(indices, batch_size, start, steps)
+
+    def ordered(self, indices: Tensor, *, batch_size: int, seed: int, epoch: int) -> Tensor:
+        """Return the training indices in the order of an epoch, a function of the arguments alone."""
+        return indices[torch.from_numpy(shuffled(len(indices), seed, "shuffle", epoch))]
 
     def examples(self, n: int, split: str = "test") -> Tensor:
         """See ``Task.examples``."""

@@ -63,9 +63,9 @@ def split_off(
         if count >= len(members):
             raise UserError(
                 "labels",
-                Shown(f"class {name!r} with {len(members)} training image{'s' * (len(members) != 1)}"),
-                allowed=f"enough images per class to split off the {stream[-1]} part, at least 2",
-                hint=f"add images of that class, or give a {stream[-1]} part of your own.",
+                Shown(f"class {name!r} with {len(members)} training example{'s' * (len(members) != 1)}"),
+                allowed=f"enough examples per class to split off the {stream[-1]} part, at least 2",
+                hint=f"add examples of that class, or give a {stream[-1]} part of your own.",
             )
         taken.append(members[shuffled(len(members), 0, "split", *stream, c)[:count]])
     chosen = np.sort(np.concatenate(taken))

@@ -134,7 +134,10 @@ class FamilyContract:
 
 
 def images(family: Any, count: int = 4) -> Tensor:
-    """Return ``count`` random images for a family, always the same ones."""
+    """Return ``count`` random images for a family, always the same ones; its own ``examples`` where it has some."""
+    if hasattr(family, "examples"):
+        drawn: Tensor = family.examples(count)
+        return drawn
     return torch.randn(count, *family.image, generator=torch.Generator().manual_seed(0))
 
 

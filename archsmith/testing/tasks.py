@@ -25,11 +25,12 @@ MakeTask = Callable[[], Task]
 class TaskContract:
     """Tests that every task must pass; override ``make_task``, and ``batch_size`` where 16 does not suit.
 
-    Tasks whose outputs are no (B, K) logits override ``weight``, ``forward``, ``outputs``, ``literal_scores`` and
-    ``target_axes`` too.
+    Tasks whose inputs are no float32 override ``input_dtype``, those whose outputs are no (B, K) logits ``weight``,
+    ``forward``, ``outputs``, ``literal_scores`` and ``target_axes``.
     """
 
     target_axes = 1
+    input_dtype = torch.float32
 
     @pytest.fixture
     def make_task(self) -> MakeTask:
@@ -71,13 +72,13 @@ class TaskContract:
 
     def test_it_describes_itself(self, task: Task) -> None:
         """Names, shapes and normalisation are plain values that fit each other."""
-        channels, height, width = task.input_shape
-        assert min(channels, height, width) >= 1
+        channels = 0 if task.kind == "text" else task.input_shape[0]
+        assert len(task.input_shape) == (1 if task.kind == "text" else 3) and min(task.input_shape) >= 1
         assert task.num_classes == len(task.class_names) == len(set(task.class_names)) >= 2
         assert task.metric == "accuracy"
         assert task.splits[:2] == ("train", "valid")
         assert len(task.normalisation["mean"]) == len(task.normalisation["std"]) == channels
-        assert min(task.normalisation["std"]) > 0
+        assert all(std > 0 for std in task.normalisation["std"])
         assert isinstance(task.resume_note, str)
 
     def test_digest_is_a_function_of_the_data(self, make_task: MakeTask) -> None:
@@ -94,7 +95,7 @@ class TaskContract:
         assert 0 <= task.size("train") - steps * batch_size < batch_size
         for batch in batches:
             assert batch.inputs.shape == (batch_size, *task.input_shape)
-            assert batch.inputs.dtype == torch.float32
+            assert batch.inputs.dtype == self.input_dtype
             assert len(batch) == len(batch.targets) == batch_size and batch.targets.dim() == self.target_axes
             assert batch.targets.dtype == torch.int64
             assert 0 <= int(batch.targets.min()) <= int(batch.targets.max()) < task.num_classes
@@ -191,6 +192,11 @@ class TaskContract:
         inputs, _ = _joined(task.batches(split, batch_size=batch_size))
         n = min(5, task.size(split))
         assert torch.equal(task.examples(n, split), inputs[:n])
+
+    def test_plain_inputs_have_the_shape_and_the_type_of_examples(self, task: Task) -> None:
+        """What counts and times a network is what the network gets."""
+        real, plain = task.examples(1, task.splits[-1]), task.plain_inputs(3)
+        assert plain.shape == (3, *real.shape[1:]) and plain.dtype == real.dtype
 
     def test_wrong_output_shape_is_named(self, task: Task, batch_size: int) -> None:
         """A network with another number of classes is refused with both shapes."""

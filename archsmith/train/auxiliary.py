@@ -71,6 +71,10 @@ class WithAuxiliary(Task):
         """Return the task's own scores."""
         return self.task.evaluate(forward, split, batch_size=batch_size)
 
+    def plain_inputs(self, n: int = 1) -> Tensor:
+        """Return the task's own inputs."""
+        return self.task.plain_inputs(n)
+
     def examples(self, n: int, split: str = "test") -> Tensor:
         """Return the task's own examples."""
         return self.task.examples(n, split)

@@ -13,6 +13,7 @@ from archsmith.families.cells import open_family
 from archsmith.families.darts import darts_family
 from archsmith.families.darts import open_family as open_darts_family
 from archsmith.families.densenet import open_family as open_dense_family
+from archsmith.families.flexibert import open_family as open_text_family
 from archsmith.families.hypercuboid import hypercuboid_family
 from archsmith.families.mobile_chain import chain_family
 from archsmith.families.modules import open_family as open_module_family
@@ -25,6 +26,7 @@ ATTACHED = {
     "darts",
     "deeparchitect",
     "densenet",
+    "flexibert",
     "hypercuboid",
     "mobile",
     "mobile-chain",
@@ -126,6 +128,13 @@ class TestDenseFamily(FamilyContract):
     @pytest.fixture
     def family(self):
         return open_dense_family("densenet", image=(3, 9, 12), num_classes=5, growths=(4, 6, 12), depth=3, longest=9)
+
+
+class TestFlexiBertFamily(FamilyContract):
+    @pytest.fixture
+    def family(self):
+        small = {"hidden": (8, 12), "sizes": (6, 10), "heads": (2, 4), "embedding": 8, "vocabulary": 40}
+        return open_text_family("flexibert", image=(1, 1, 9), num_classes=5, **small)
 
 
 def test_every_family_is_attached():

@@ -17,6 +17,7 @@ from archsmith.predictors import (
     Tuned,
     graph_features,
 )
+from archsmith.predictors.boshnas import BoshnasSurrogate
 from archsmith.testing.predictors import PredictorContract
 
 
@@ -24,6 +25,12 @@ class TestRidge(PredictorContract):
     @pytest.fixture
     def make(self):
         return lambda seed: Ridge(seed=seed)
+
+
+class TestBoshnasSurrogate(PredictorContract):
+    @pytest.fixture
+    def make(self):
+        return lambda seed: BoshnasSurrogate(epochs=60, seed=seed)
 
 
 class TestSupportVectors(PredictorContract):

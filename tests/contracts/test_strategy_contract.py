@@ -12,12 +12,14 @@ import archsmith.strategies
 from archsmith.families.densenet_space import DenseSpace
 from archsmith.families.plain_space import PlainSpace
 from archsmith.predictors import Ensemble, Predictor, Ridge
+from archsmith.predictors.boshnas import BoshnasSurrogate
 from archsmith.space import Budget, Objective, Space
 from archsmith.space.formulations import FeasibleFirst, Lagrangian, at_most
 from archsmith.space.growing import GrowingSpace
 from archsmith.strategies import DEFAULT_OBJECTIVE, Strategy, strategy_table
 from archsmith.strategies.bayes import GaussianProcessSearch, TpeSearch
 from archsmith.strategies.bohb import Bohb
+from archsmith.strategies.boshnas import Boshnas
 from archsmith.strategies.coarse_to_fine import CoarseToFine
 from archsmith.strategies.eas import Eas
 from archsmith.strategies.evolution import RegularizedEvolution
@@ -109,6 +111,19 @@ class TestSurrogate(StrategyContract):
 
     def make(self, space: Space, seed: int) -> Strategy:
         return SurrogateSearch(space, seed=seed, candidates=20, penalty=1.0, threshold=1)
+
+
+class TestBoshnas(StrategyContract):
+    spaces = ("small", "deep", "recipe")
+    rounds = (1, 3, 2, 1, 4, 1, 2, 3)
+    beats_random = False  # with surrogates this short; tests/strategies/test_boshnas.py searches with longer ones
+
+    def make(self, space: Space, seed: int) -> Strategy:
+        def surrogate(own: int) -> BoshnasSurrogate:
+            return BoshnasSurrogate(epochs=3, seed=own)
+
+        quick = {"starts": 2, "steps": 8, "refit": 1.5, "library": 60}
+        return Boshnas(space, seed=seed, initial=5, surrogate=surrogate, **quick)
 
 
 class TestGrid(StrategyContract):
@@ -281,6 +296,7 @@ class TestEas(StrategyContract):
 
 CASES: dict[str, type[StrategyContract]] = {
     "bohb": TestBohb,
+    "boshnas": TestBoshnas,
     "coarse-to-fine": TestCoarseToFine,
     "eas": TestEas,
     "gp": TestGaussianProcess,

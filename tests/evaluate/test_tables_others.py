@@ -36,7 +36,7 @@ def test_rows_are_found_again(name: str) -> None:
         architecture = table.architecture(row)
         assert table.space.validate(dict(architecture)) == architecture
         found = table.row(architecture)
-        if name == "ofa-mobilenet-latency":  # rows may agree in all that the depth leaves
+        if name in ("ofa-mobilenet-latency", "flexibert-500"):  # rows may be the same network
             assert found is not None and found <= row
         else:
             assert found == row

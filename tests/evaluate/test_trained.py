@@ -250,6 +250,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_study_with_two_workers_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     script, folder = tmp_path / "study.py", tmp_path / "run"
     script.write_text(SCRIPT)

@@ -349,7 +349,7 @@ def test_delivering_does_not_disturb_the_search(task, budget):
     [
         pytest.param({}, range(1, 30), marks=pytest.mark.slow),
         ({}, (1, 13, 15, 22, 29)),
-        ({"optimizer": "adamw", "rho": 3.0}, (3, 14, 16, 21, 26)),
+        pytest.param({"optimizer": "adamw", "rho": 3.0}, (3, 14, 16, 21, 26), marks=pytest.mark.slow),
         pytest.param({"optimizer": "sgd", "lr": 0.3, "rho": 0.05, "divisor": 2}, (1, 18, 27), marks=pytest.mark.slow),
         ({"budget": "macs<=0.3x"}, (2, 9, 13, 16, 24)),
     ],

@@ -45,7 +45,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param("rmsprop", marks=pytest.mark.slow), "adamw within a budget"])
 def test_two_processes_do_what_one_does_with_two_micro_batches(case):
     options = CASES[case]
     figures, tensors, state, network, architecture = ended(search(Compute(micro_batches=2), **options))

@@ -184,7 +184,7 @@ def test_without_it_the_method_is_darts():
     assert to_the_end(search) == to_the_end(plain) and search.chosen == plain.chosen
 
 
-@pytest.mark.parametrize("evaluations", [4, 31])
+@pytest.mark.parametrize("evaluations", [4, pytest.param(31, marks=pytest.mark.slow)])
 def test_a_selection_stopped_between_two_questions_goes_on_bit_for_bit(whole, evaluations):
     search, figures = whole
     halted = searcher()

@@ -219,7 +219,7 @@ def test_a_search_delivers_a_dense_network_that_is_sparse():
     assert sum(int(m.weight.count_nonzero()) for m in layers) == counted["kept"] < 0.3 * counted["weights"]
 
 
-@pytest.mark.parametrize("steps", [3, 5, 9, 11])
+@pytest.mark.parametrize("steps", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 9, 11))])
 def test_a_stopped_search_goes_on_bit_for_bit(steps, finished):
     whole, figures = finished
     halted, again = searcher(), searcher()

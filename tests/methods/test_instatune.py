@@ -108,7 +108,7 @@ def sizes(elastic: Elastic, architecture: Any) -> tuple[list[int], list[int]]:
 
 
 def test_it_is_listed_and_has_the_published_defaults() -> None:
-    row, module = load_method("instatune", kind="train")
+    row, module = load_method("instatune")
     assert row["docs"] == "docs/systems/instatune.md" and module.SYSTEM["arxiv"] == "2308.15609"
     settings = Settings()
     assert (settings.alpha, settings.subnets, settings.temperature, settings.epochs) == (0.3, 1, 1.0, 4)

@@ -64,7 +64,7 @@ def test_a_child_that_is_measured_slower_than_allowed_makes_the_search_aim_lower
 
     def measured(children, costs, call):
         aimed.append(children[0].predicted["runtime"])
-        slower = 1.5 if len(aimed) == 1 else 0.5
+        slower = 0.95 if len(aimed) == 1 else 0.5
         return [
             replace(c, measured={"runtime_ms": slower * costs.parent["runtime"], "parent_ms": costs.parent["runtime"]})
             for c in children

@@ -9,6 +9,7 @@ from archsmith.cli import main
 from archsmith.core.errors import UserError
 from archsmith.core.files import read_json
 from archsmith.run.advise import CHECKPOINTS, FILE, advise, measured_where, summarised, write_advice
+from archsmith.run.advise_devices import MEASURED, device_advice, sliced_families
 from archsmith.strategies import strategy_table
 
 
@@ -69,7 +70,12 @@ def test_the_shipped_figures_have_a_baseline_and_name_what_exists() -> None:
         ([], "atomnas"),
         (["--own-model"], "archsmith shrink module:factory"),
         (["--data", "text"], "Nothing was measured for text"),
-        (["--evaluations", "60", "--objectives", "2"], "nsga2"),
+        (["--evaluations", "60", "--objectives", "2"], "strategy linas"),
+        (["--latency"], "archsmith search --method linas --family bignas --device onnxruntime --objectives accuracy,l"),
+        (["--devices", "3"], "One supernet for several devices"),
+        (["--devices", "3", "--family", "ofa-mobile"], "--method linas --family ofa-mobile"),
+        (["--latency", "--family", "darts"], "The family darts has no elastic supernet (those that have: bignas, ofa"),
+        (["--data", "text", "--objectives", "2"], "strategy linas"),
     ],
 )
 def test_the_command(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,3 +83,26 @@ def test_the_command(words: list[str], expected: str, capsys: pytest.CaptureFixt
         main(["advise", *words])
     assert ended.value.code in (0, None)
     assert expected in capsys.readouterr().out
+
+
+def test_devices_are_advised_what_searches_for_them() -> None:
+    assert sliced_families() == {"ofa-mobile": ["hw-aware-system"], "bignas": ["hw-aware-system", "bignas", "simq-nas"]}
+    lines = device_advice(objectives=2, devices=2, latency=True, family="ofa-mobile", trained=False)
+    assert "ofa-mobile" in lines[0] and not any("simq-nas" in line or "--method bignas" in line for line in lines)
+    assert any("--set supernet=RUN" in line for line in lines)
+    every = " ".join(device_advice(objectives=2, devices=1, latency=True, family=None, trained=False))
+    assert "--method simq-nas" in every and "--method bignas" in every and "supernet=RUN" not in every
+    assert "latency" not in device_advice(objectives=1, devices=2, latency=False, family=None, trained=False)[0]
+    with pytest.raises(UserError, match="--devices: got 0; allowed: an integer from 1"):
+        device_advice(objectives=1, devices=0, latency=False, family=None, trained=False)
+    with pytest.raises(UserError, match="--family: got 'none'"):
+        device_advice(objectives=1, devices=2, latency=False, family="none", trained=False)
+
+
+def test_the_figures_are_those_of_the_evidence() -> None:
+    evidence = (Path(__file__).parents[2] / "benchmarks" / "results" / "linas_cpu_202611.md").read_text()
+    table = evidence.partition("**surrogate**")[2].partition("Seeds in which")[0]
+    rows = {line.split("|")[1].strip(): line.split("|") for line in table.splitlines() if line.startswith("| ")}
+    for row, word in (("random", "random"), ("NSGA-II", "nsga2"), ("archsmith", "linas")):
+        at_100, at_250 = (round(float(rows[row][column].split("±")[0])) for column in (3, 6))
+        assert f"{word} {at_100} / {at_250}" in MEASURED

@@ -78,7 +78,7 @@ def test_a_run_ends_with_a_finished_network_within_the_budget(finished):
 
 
 def test_verify_executes_nothing_without_trust(finished, monkeypatch):
-    monkeypatch.setattr("archsmith.run.own_verify.load_target", lambda target: pytest.fail("executed"))
+    monkeypatch.setattr("archsmith.run.own_model.load_target", lambda target: pytest.fail("executed"))
     monkeypatch.setattr("torch.export.load", lambda *args: pytest.fail("deserialised"))
     found = archsmith.verify(finished)
     assert found.ok
@@ -221,7 +221,7 @@ def _record_of_a_cut():
     [
         (
             {"model": "users_networks:nine_classes"},
-            r"output for 2 images is \(2, 9\); allowed: logits of shape \(2, 10\)",
+            r"output for 2 examples is \(2, 9\); allowed: logits of shape \(2, 10\)",
         ),
         ({"model": "users_networks:colour_net"}, r"a network for images of shape \(1, 8, 8\)"),
         ({"model": "users_networks:nothing"}, "has no 'nothing'"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_each_round_scores_as_many_predictions_as_the_inner_budget() -> None:
         predictor=lambda seed: Counting(seed=seed),
     )
     measured_one(strategy, 40)
-    assert sum(scored) == 3 * 123
+    assert sum(scored) == 3 * 123 + 3 * 10  # and those of each batch that was chosen, for the record
 
 
 def measured_one(strategy: Strategy, evaluations: int) -> None:
@@ -308,3 +309,36 @@ def test_wrong_settings_are_named() -> None:
     ):
         with pytest.raises(UserError, match=match):
             MeasureRefitSearch(SPACE, **settings)
+
+
+@pytest.mark.parametrize("limit", [230.0, 280.0])  # the first random networks break it all, or a few of them
+def test_a_limit_on_a_measured_cost_is_learned_and_kept(limit: float) -> None:
+    """Nothing is known of it at first; what breaks it teaches its cost alone, and less is asked that does."""
+    box = black_box()
+    strategy = MeasureRefitSearch(
+        SPACE,
+        objectives=OBJECTIVES[1:],
+        initial=16,
+        batch=8,
+        inner=Evolution(population=20, evaluations=200),
+        predictor=lambda seed: PlainRidge(seed=seed),
+        constraints=Budget.parse(f"latency<={limit}ms"),
+        measured=["latency"],
+    )
+    broken: list[list[bool]] = [[]]
+    for number in range(40):
+        (trial,) = strategy.ask()
+        macs, accuracy = map(float, box.values([trial.architecture])[0])
+        costs = {"latency": macs}
+        if number in (16, 24, 32):
+            broken.append([])
+            assert trial.info["predicted"]["latency"] == pytest.approx(macs, rel=0.5)
+        broken[-1].append(macs > limit)
+        result = Result(metrics={"valid_accuracy": accuracy}, costs=costs)
+        strategy.tell(trial.id, Result.infeasible("too slow", costs=costs) if macs > limit else result)
+        if number == 20:  # the state has costs and predictions of what is in the queue
+            again = MeasureRefitSearch(SPACE, objectives=OBJECTIVES[1:], measured=["latency"])
+            again.load_state_dict(json.loads(json.dumps(strategy.state_dict())))
+            assert again.state_dict() == strategy.state_dict()
+    assert sum(broken[0]) / 16 > sum(map(sum, broken[1:])) / 24
+    assert all(box.values([each])[0][0] <= limit for each, _ in strategy.front())

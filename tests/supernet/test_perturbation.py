@@ -312,6 +312,7 @@ class Planted(nn.Module):
         return self.classifier(torch.stack(terms, dim=1))
 
 
+@pytest.mark.slow
 def test_planted_operations_are_recovered_where_magnitude_is_chance():
     recovered, by_size, edges, operations = 0, 0, 12, 4
     for seed in range(2):

@@ -10,13 +10,17 @@ from archsmith.tasks import open_task, task_table
 def test_table_lists_the_tasks():
     rows = [row for row in task_table() if row["title"] != "from another package"]
     assert [row["name"] for row in rows] == [
+        "ag-news",
         "arrays",
         "cifar10",
         "digits",
         "fashion-mnist",
         "images",
         "mnist",
+        "phrases",
         "spoken-digits",
+        "sst2",
+        "text",
     ]
     assert all(set(row) == {"name", "title", "data", "metric", "module"} and all(row.values()) for row in rows)
 
@@ -48,7 +52,7 @@ def test_rooms_below_load_no_optional_package():
 
 def test_unknown_task_lists_the_known_ones():
     with pytest.raises(
-        UserError, match="task: got 'imagenet'; allowed: arrays, cifar10, digits, fashion-mnist, images, mnist"
+        UserError, match="task: got 'imagenet'; allowed: ag-news, arrays, cifar10, digits, fashion-mnist, images, mnist"
     ):
         open_task("imagenet")
 

@@ -81,6 +81,6 @@ def test_fraction_for_a_part_that_is_given():
 def test_class_with_a_single_image():
     labels = np.array([0, 0, 0, 1, 2, 2])
     with pytest.raises(
-        UserError, match="labels: got class 'b' with 1 training image; allowed: enough images per class"
+        UserError, match="labels: got class 'b' with 1 training example; allowed: enough examples per class"
     ):
         split_off(np.arange(6), labels, fraction=0.2, stream=("t", "valid"), class_names=NAMES)

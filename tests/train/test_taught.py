@@ -67,7 +67,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("changes", [{"teachers": 0}, {"weight": 0.0}, {"ramp_steps": 1e300}])
-@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("order", ["first", pytest.param("second", marks=pytest.mark.slow)])
 def test_without_teachers_or_weight_it_is_darts_bit_for_bit(changes, order):
     plain = Run(Bilevel(order)).go(5)
     taught = Run(Taught(order, Teaching(**changes))).go(5)

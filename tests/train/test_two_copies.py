@@ -104,6 +104,7 @@ def test_the_logits_get_lambda_times_one_half_plus_the_other(coupling, passes):
         torch.testing.assert_close(found[2.5][name], 2.5 * on_train + on_valid, rtol=1e-6, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_strong_spring_holds_the_copies_together():
     distances = []
     for beta in (1e-3, 1e-2, 1e-1, 1.0):

@@ -174,7 +174,7 @@ def test_a_strong_spring_holds_the_copies_together():
     assert distances == sorted(distances, reverse=True) and distances[-1] < distances[0] / 2
 
 
-@pytest.mark.parametrize("sparsity", ["gradient", "threshold"])
+@pytest.mark.parametrize("sparsity", [pytest.param("gradient", marks=pytest.mark.slow), "threshold"])
 def test_a_stronger_penalty_leaves_fewer_units(sparsity):
     left = []
     for rho in (0.0, 0.01, 0.05) if sparsity == "gradient" else (0.0, 0.5, 2.0):
