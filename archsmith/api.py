@@ -143,7 +143,9 @@ def search(
             "method",
             method,
             allowed="a method that searches a family",
-            hint=f"{method} needs a trained model: archsmith search --method {method} --model FOLDER_OR_FACTORY ...",
+            hint="It starts from a trained model: search_blocks(model, ...), or search --method puzzle --model FOLDER."
+            if system["slug"] == "puzzle"
+            else f"This one is used from Python: see docs/systems/{system['slug']}.md.",
         )
     chosen = _with_objectives(dict(settings or {}), objectives, method, module)
     _refuse_names("task option", task_options, ("name", "data", "own"))

@@ -10,8 +10,7 @@ Only ``o, rho, delta, m, omega`` are kept between the two passes. What is comput
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ from torch.autograd.function import once_differentiable
 from archsmith.layers.conjugate_gradients import conjugate_gradients
 
 
-@dataclass(frozen=True)
-class FitPlan:
+class FitPlan(NamedTuple):
     """The options of one call."""
 
     scale: float

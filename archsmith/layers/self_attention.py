@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archsmith.layers.local_linear_attention import local_linear_attention
@@ -31,7 +30,7 @@ def linear_attention(
 
     Source: Katharopoulos et al. 2020, arXiv 2006.16236.
     """
-    q, k = F.elu(q) + 1, F.elu(k) + 1
+    q, k = nn.functional.elu(q) + 1, nn.functional.elu(k) + 1
     if mask is not None:
         k = k * mask[:, None, :, None]
     ones = v.new_ones(*v.shape[:-1], 1)
@@ -153,17 +152,17 @@ class SelfAttention(nn.Module):
             return linear_attention(q, k, v, causal=self.causal, mask=mask)
         if self.kind == "softmax":
             if mask is None:
-                return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=self.scale)
+                return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=self.scale)
             seen = mask[:, None, None, :]
             if self.causal:
                 seen = seen & torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-            found = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=self.scale)
+            found = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=self.scale)
             return torch.where(seen.any(-1, keepdim=True), found, 0.0)
         ridge: float | Tensor = self.ridge
         if self.ridge_form == "head":
-            ridge = F.softplus(self.ridge_logit)
+            ridge = nn.functional.softplus(self.ridge_logit)
         elif self.ridge_form == "token":
-            ridge = F.softplus(self.ridge_proj(x)).transpose(1, 2)
+            ridge = nn.functional.softplus(self.ridge_proj(x)).transpose(1, 2)
         return local_linear_attention(
             q,
             k,
