@@ -78,7 +78,8 @@ def export_network(
     folder = Path(folder)
     call = call_of(network)
     searched = copy.deepcopy(network).to("cpu", torch.float32).eval()
-    inputs = examples.detach().to("cpu", torch.float32).contiguous()
+    kind = torch.float32 if examples.is_floating_point() else examples.dtype  # the ids of tokens stay whole numbers
+    inputs = examples.detach().to("cpu", kind).contiguous()
     check_inputs(inputs, input_shape)
     with torch.no_grad():
         logits = searched(inputs).contiguous()
