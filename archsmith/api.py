@@ -143,7 +143,7 @@ def search(
             "method",
             method,
             allowed="a method that searches a family",
-            hint="It starts from a trained model: search_blocks(model, ...), or search --method puzzle --model FOLDER."
+            hint="It needs a trained model: search_blocks(), or archsmith search --method puzzle --model FOLDER."
             if system["slug"] == "puzzle"
             else f"This one is used from Python: see docs/systems/{system['slug']}.md.",
         )
