@@ -335,6 +335,11 @@ class BlockSearch:
                 reachable=error.reachable,
             ) from error
 
+    def fastest(self, costs: CostTables, limits: Mapping[str, float]) -> float:
+        """Return the smallest sum of the layers' runtimes of a selection within ``limits``."""
+        found = solve(costs.tables["runtime"], costs.tables, limits)
+        return float(found.totals["runtime"])
+
     def baselines(
         self, scores: list[list[float]], costs: CostTables, limits: Mapping[str, float], *, seeds: int = 1
     ) -> list[Child]:
@@ -414,6 +419,13 @@ class BlockSearch:
             counts = {name: sum(c.architecture[slot.name] == name for c in children) for name in slot.alternatives}
             kept[slot.name] = [n for n in slot.alternatives if n == PARENT or counts[n] >= share * len(children) > 0]
         return kept
+
+
+def allowed_ms(limits: Mapping[str, float], load: Load) -> float | None:
+    """Return the longest runtime of the load in ms that resolved limits on latency and throughput allow, or None."""
+    bounds = [limits["latency"]] if "latency" in limits else []
+    bounds += [load.batch * 1e3 / limits["throughput"]] if "throughput" in limits else []
+    return min(bounds, default=None)
 
 
 def comparable_ms(child: Child, budget: Budget, costs: CostTables) -> float:
