@@ -24,8 +24,8 @@ from archsmith.run.baselines import FOLDER as BASELINES
 from archsmith.run.baselines import ScalableFamily, baseline_budget, baseline_configs
 from archsmith.run.block_drive import FAMILY as BLOCKS
 from archsmith.run.block_drive import drive_blocks
-from archsmith.run.block_result import is_block_result, verify_blocks, write_block_report
-from archsmith.run.block_source import load_parent
+from archsmith.run.block_result import write_block_report
+from archsmith.run.block_verify import is_block_result, parent_here, verify_blocks
 from archsmith.run.checks import Report
 from archsmith.run.costs import CostModel
 from archsmith.run.directory import Run
@@ -1028,7 +1028,7 @@ def verify(run: str | Path, *, trust: bool = False) -> Report:
     file = Path(run) / "result.json"
     if file.is_file() and is_block_result(result := read_json(file)):
         target = str(read_config(Path(run) / "config.yaml").family["target"])
-        return verify_blocks(Path(run), result, load_parent(target) if trust else None)
+        return verify_blocks(Path(run), result, parent_here(target, trust=trust))
 
     def journal_the_read() -> None:
         with suppress(UserError), Run.open(run) as opened:  # a run received without its journal has none to note it in

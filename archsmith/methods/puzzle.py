@@ -23,11 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from archsmith.core.errors import UserError
 from archsmith.cost.block_times import Load
 from archsmith.evaluate.replace_one import ScoreName
-from archsmith.run.block_search import BlockSearch, Child, CostTables, comparable_ms
-from archsmith.run.costs import LATENCY_MARGIN
+from archsmith.run.block_search import BlockSearch, Child, CostTables, allowed_ms, comparable_ms
 from archsmith.space import Budget
-from archsmith.strategies.milp import Infeasible
-from archsmith.train.blockwise import BlockTraining, coupled_jobs
+from archsmith.strategies.milp import TOLERANCE, Infeasible
+from archsmith.train.blockwise import PARENT, BlockTraining, coupled_jobs
 from archsmith.train.global_distill import Uptraining
 
 SYSTEM = {
@@ -40,7 +39,7 @@ SYSTEM = {
 }
 
 MEASURED_TRIES = 4
-"""How often the runtime limit is lowered when a whole child turns out slower than its parts."""
+"""From which child on that is too slow the limit falls by halves, whatever was measured."""
 
 
 class Settings(BaseModel):
@@ -179,20 +178,52 @@ def _kept(
     settings: Settings,
     call: Callable[[Load], Any],
 ) -> Child:
-    """Return the exact selection; while the whole child is measured slower than allowed, aim lower."""
-    margin = LATENCY_MARGIN
-    for _ in range(MEASURED_TRIES):
-        limits = blocks.limits(budget, costs, margin=margin)
+    """Return the exact selection; while the whole child is measured slower than allowed, aim lower.
+
+    The aim falls by what the child exceeds the limit, from the ``MEASURED_TRIES``th time on by half of the distance to
+    the fastest selection, and ends there. Every measurement is in the journal.
+
+    Raises:
+        UserError: Even the fastest selection is measured slower than allowed; names the nearest child.
+    """
+    limits = blocks.limits(budget, costs)
+    allowed = allowed_ms({li.cost: li.value for li in budget.resolve(costs.parent).limits}, costs.load)
+    nearest: tuple[float, Child] | None = None
+    tries = 0
+    while True:
         child = blocks.select(scores, costs, limits, seconds=settings.solver_seconds)
-        if "runtime" not in limits:
+        if allowed is None:
             return child
         [child] = blocks.measured([child], costs, call(costs.load))
-        allowed = (limits["runtime"] + costs.rest["runtime"]) / margin
-        if (measured := comparable_ms(child, budget, costs)) <= allowed:
+        measured = comparable_ms(child, budget, costs)
+        if measured <= allowed:
             return child
+        if nearest is None or measured < nearest[0]:
+            nearest = measured, child
+        tries += 1
+        runtime, fastest = child.selection.totals["runtime"], blocks.fastest(costs, limits)
+        if runtime <= fastest * (1 + TOLERANCE):
+            raise _too_slow(blocks, budget, allowed, *nearest)
+        aim = (runtime + fastest) / 2
+        if tries < MEASURED_TRIES:
+            rest = costs.rest["runtime"]
+            aim = max(aim, 0.98 * (runtime + rest) * allowed / measured - rest)
+        if aim <= 1.01 * fastest:
+            aim = fastest
         blocks.tell(f"measured {measured:.3f} ms, allowed {allowed:.3f}: aiming lower")
-        margin *= 0.98 * allowed / measured
-    return child
+        limits = {**limits, "runtime": aim}
+
+
+def _too_slow(blocks: BlockSearch, budget: Budget, allowed: float, measured: float, child: Child) -> UserError:
+    """Return the error of a limit on time that the tables reach and no whole child does."""
+    changed = ", ".join(f"{slot} {name}" for slot, name in child.architecture.items() if name != PARENT)
+    return UserError(
+        "budget",
+        str(budget),
+        allowed=f"at least {measured:.4g} ms for the load (it allows {allowed:.4g} ms): the nearest measured child",
+        hint=f"Down to the fastest selection every whole child is slower. The nearest: {changed or 'the parent'}. "
+        f"Blocks, scores and measurements are kept in {blocks.run.path}.",
+    )
 
 
 def _around(

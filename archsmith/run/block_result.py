@@ -1,4 +1,4 @@
-"""What a block-by-block search ends with: trained children with their files, the report, the verification."""
+"""What a block-by-block search ends with: trained children with their files, and the report."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from archsmith.core.errors import ArchsmithError, UserError
-from archsmith.core.files import read_json, sha256_file, storage_errors, write_atomic
+from archsmith.core.files import sha256_file, storage_errors, write_atomic
 from archsmith.evaluate.replace_one import ScoreName, logits_of, measured_score
-from archsmith.families.slot_files import load as load_child
 from archsmith.families.slot_statistics import run_batch
 from archsmith.run.block_search import (
     BlockSearch,
     Child,
     CostTables,
     Stopped,
+    allowed_ms,
     child_record,
     comparable_ms,
     folder_of,
     with_units,
 )
 from archsmith.run.cell_picture import chain_picture
-from archsmith.run.checks import Failed, NotChecked, Report, Rows
 from archsmith.run.choice_charts import colours_of
 from archsmith.run.directory import Run
 from archsmith.run.page import document, element, joined, section, table
@@ -146,15 +145,14 @@ def delivered(
 
 def _against_limit(child: Child, budget: Budget, costs: CostTables) -> dict[str, Any]:
     """Return how the whole child, measured, stands to the limit on time; empty without one."""
-    timed = [li for li in budget.resolve(costs.parent).limits if li.cost in ("latency", "throughput")]
-    if not timed or not child.measured:
+    allowed = allowed_ms({li.cost: li.value for li in budget.resolve(costs.parent).limits}, costs.load)
+    if allowed is None or not child.measured:
         return {}
-    bounds = [li.value if li.cost == "latency" else costs.load.batch * 1e3 / li.value for li in timed]
     measured = comparable_ms(child, budget, costs)
     noisy = any(phase["noisy"] for phase in child.measured["latency"].values())
-    verdict = "not verifiable now" if noisy else "holds" if measured <= min(bounds) else "violated"
+    verdict = "not verifiable now" if noisy else "holds" if measured <= allowed else "violated"
     return {
-        "limit_ms": min(bounds),
+        "limit_ms": allowed,
         "predicted_ms": float(child.predicted["runtime"]),
         "measured_ms": measured,
         "verdict": verdict,
@@ -168,13 +166,13 @@ def _written(blocks: BlockSearch, model: nn.Module, folder: Path, examples: Batc
         folder.mkdir(parents=True, exist_ok=True)
     blocks.family.save(model, folder / "model")
     with torch.no_grad():
-        outputs = _output(run_batch(model, examples))
+        outputs = output_of(run_batch(model, examples))
     tensors = examples if isinstance(examples, Mapping) else {"": examples}
     inputs = {f"input/{name}": value for name, value in tensors.items() if isinstance(value, Tensor)}
     save_file({**inputs, "output": outputs.contiguous()}, folder / "check.safetensors")
     again = blocks.family.load(folder / "model")
     with torch.no_grad():
-        gap = float((_output(run_batch(again, examples)) - outputs).abs().max() / outputs.abs().max().clamp(min=1))
+        gap = float((output_of(run_batch(again, examples)) - outputs).abs().max() / outputs.abs().max().clamp(min=1))
     if not gap <= TOLERANCE:
         raise ArchsmithError(f"{folder}: the child that was read again differs by {gap:.2g}; this is a defect.")
     ids = tensors.get("input_ids")
@@ -188,89 +186,12 @@ def _written(blocks: BlockSearch, model: nn.Module, folder: Path, examples: Batc
     return files, notes
 
 
-def _output(output: Any) -> Tensor:
+def output_of(output: Any) -> Tensor:
+    """Return the logits of an output, else its last hidden state, else itself; as floats."""
     found: Tensor = (
         output.logits if hasattr(output, "logits") else getattr(output, "last_hidden_state", output)
     ).float()
     return found
-
-
-# ------------------------------------------------------------------ verification
-
-
-def is_block_result(result: Mapping[str, Any]) -> bool:
-    """Return whether a result record is of a block-by-block search."""
-    return result.get("family") == "slots" and "baselines" in result
-
-
-def verify_blocks(path: Path, result: Mapping[str, Any], parent: nn.Module | None) -> Report:
-    """Check the files of every child: digests, outputs of the reloaded model, parameters, limits.
-
-    Args:
-        path: Folder of the run.
-        result: Its ``result.json``.
-        parent: The parent, needed to read children that are no models of transformers; None for none.
-    """
-    rows: list[Any] = []
-    for outcome in result["outcomes"]:
-        found = Rows(str(outcome["label"]))
-        folder = path / str(outcome["folder"])
-        loaded: list[nn.Module] = []
-        found.check("files", lambda o=outcome, f=folder: _check_files(f, o["files"]))  # type: ignore[misc]
-        found.check("reload", lambda f=folder, m=loaded: _check_reload(f, m, parent))  # type: ignore[misc]
-        found.check("params", lambda o=outcome, m=loaded: _check_params(o, m, result))  # type: ignore[misc]
-        found.check("limits", lambda o=outcome: _check_limits(o, result))  # type: ignore[misc]
-        rows += found.rows
-    return Report(tuple(rows))
-
-
-def _check_files(folder: Path, files: Mapping[str, str]) -> str:
-    wrong = [name for name, digest in files.items() if sha256_file(folder / name) != digest]
-    if wrong:
-        raise Failed(f"changed since the run: {', '.join(wrong[:3])}")
-    return f"{len(files)} files as recorded"
-
-
-def _check_reload(folder: Path, loaded: list[nn.Module], parent: nn.Module | None) -> str:
-    if parent is None and "class" in read_json(folder / "model" / "config.json"):
-        raise NotChecked("it would execute the model's own code; use --trust if you trust its author")
-    model = load_child(folder / "model", parent=parent)
-    loaded.append(model)
-    stored = load_file(folder / "check.safetensors")
-    inputs = {k.partition("/")[2]: v for k, v in stored.items() if k.startswith("input/")}
-    call: Any = inputs.get("", inputs)
-    if not isinstance(call, Tensor) and hasattr(getattr(model, "config", None), "use_cache"):
-        call = {**call, "use_cache": False}
-    with torch.no_grad():
-        found = _output(run_batch(model, call))
-    gap = float((found - stored["output"]).abs().max() / stored["output"].abs().max().clamp(min=1))
-    if not gap <= TOLERANCE:
-        raise Failed(f"outputs differ by {gap:.2g}")
-    return f"largest gap {gap:.2g} on {len(found)} examples"
-
-
-def _check_params(outcome: Mapping[str, Any], loaded: list[nn.Module], result: Mapping[str, Any]) -> str:
-    if not loaded:
-        raise NotChecked("the child was not read")
-    found = sum(p.numel() for p in loaded[0].parameters())
-    if found != outcome["costs"]["params"] or found != outcome["predicted"]["params"]:
-        raise Failed(f"{found:,} parameters, recorded {outcome['costs']['params']:,}")
-    return f"{found:,} parameters"
-
-
-def _check_limits(outcome: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    told = []
-    for name, limit in result["limits"].items():
-        if name in ("latency", "throughput"):
-            verdict = outcome["limit"].get("verdict", "not measured")
-            if verdict == "violated":
-                raise Failed(f"{name}: measured {outcome['limit']['measured_ms']:.4g} ms above the limit")
-            told.append(f"{name} {verdict} when it was measured")
-        elif outcome["predicted"][name] > limit * (1 + 1e-9):
-            raise Failed(f"{name} {outcome['predicted'][name]:,} above {limit:,}")
-        else:
-            told.append(f"{name} {with_units(name, outcome['predicted'][name])} of {with_units(name, limit)}")
-    return "; ".join(told) or "no limits"
 
 
 # ------------------------------------------------------------------ the report

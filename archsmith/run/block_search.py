@@ -229,25 +229,17 @@ class BlockSearch:
             call: One call of the parent for it (``batch`` sequences of ``prefill`` tokens).
             timed: Whether runtimes are needed; without, "runtime" is missing.
         """
-        family, dtype = self.family, torch.bfloat16 if load.precision == "bf16" else torch.float32
+        family = self.family
         rest = family.rest_cost()
-
-        def exact(cost: SlotCost) -> dict[str, float]:
-            return {
-                "memory": float(cost.memory(batch=load.batch, sequence=load.sequence, dtype=dtype)),
-                "params": float(cost.params),
-                "macs": float(load.batch * cost.macs(load.prefill)),
-            }
-
         tables: dict[str, list[list[float]]] = {name: [] for name in ("memory", "params", "macs")}
         for layer in self.layers:
             rows = [
-                [exact(family.cost(f"layer{layer}.{part}", name)) for part, name in choices.items()]
+                [exact_costs(family.cost(f"layer{layer}.{part}", name), load) for part, name in choices.items()]
                 for choices in self.alternatives(layer)
             ]
             for name in tables:
                 tables[name].append([sum(row[name] for row in parts) for parts in rows])
-        outside = exact(rest)
+        outside = exact_costs(rest, load)
         if timed:
             times = self.runtimes(load, call)
             tables["runtime"] = [
@@ -335,6 +327,11 @@ class BlockSearch:
                 reachable=error.reachable,
             ) from error
 
+    def fastest(self, costs: CostTables, limits: Mapping[str, float]) -> float:
+        """Return the smallest sum of the layers' runtimes of a selection within ``limits``."""
+        found = solve(costs.tables["runtime"], costs.tables, limits)
+        return float(found.totals["runtime"])
+
     def baselines(
         self, scores: list[list[float]], costs: CostTables, limits: Mapping[str, float], *, seeds: int = 1
     ) -> list[Child]:
@@ -414,6 +411,23 @@ class BlockSearch:
             counts = {name: sum(c.architecture[slot.name] == name for c in children) for name in slot.alternatives}
             kept[slot.name] = [n for n in slot.alternatives if n == PARENT or counts[n] >= share * len(children) > 0]
         return kept
+
+
+def exact_costs(cost: SlotCost, load: Load) -> dict[str, float]:
+    """Return memory in bytes with the caches of the batch, parameters, and MACs of one prefill."""
+    dtype = torch.bfloat16 if load.precision == "bf16" else torch.float32
+    return {
+        "memory": float(cost.memory(batch=load.batch, sequence=load.sequence, dtype=dtype)),
+        "params": float(cost.params),
+        "macs": float(load.batch * cost.macs(load.prefill)),
+    }
+
+
+def allowed_ms(limits: Mapping[str, float], load: Load) -> float | None:
+    """Return the longest runtime of the load in ms that resolved limits on latency and throughput allow, or None."""
+    bounds = [limits["latency"]] if "latency" in limits else []
+    bounds += [load.batch * 1e3 / limits["throughput"]] if "throughput" in limits else []
+    return min(bounds, default=None)
 
 
 def comparable_ms(child: Child, budget: Budget, costs: CostTables) -> float:

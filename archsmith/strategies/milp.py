@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from archsmith.core.clean_stdout import without_lines
 from archsmith.core.errors import ArchsmithError, Shown, UserError
 
 Table = Sequence[Sequence[float]]
@@ -40,6 +41,9 @@ TOLERANCE = 1e-9
 DIVERSITY = "difference from earlier selections"
 
 _MAXIMUM_CUTS = 200
+
+_STRAY = (b"HighsMipSolverData::",)
+"""How lines begin that HiGHS prints on some instances although its output is off."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def solve(
     different_from: Sequence[Sequence[int]] = (),
     alpha: float = 1.0,
     seconds: float | None = None,
+    gap: float = 0.0,
 ) -> Selection:
     """Return the selection with the best sum of scores among those within every limit.
 
@@ -103,6 +108,8 @@ def solve(
         different_from: Earlier selections; at most ``alpha * groups`` of the choices of each may come again.
         alpha: Share of equal choices that is allowed, in [0, 1]; 1 still admits the same selection again.
         seconds: Time after which the best selection found so far is returned with ``optimal=False``; None for no limit.
+        gap: Relative distance from the best score at which the solver may stop; above 0 the selection is not claimed to
+            be optimal.
 
     Raises:
         Infeasible: Nothing keeps the limits; names the limits that bind, and the nearest sums that can be reached.
@@ -114,7 +121,7 @@ def solve(
         (1, 0)
     """
     problem = _Problem(scores, costs or {}, limits or {}, maximize, different_from, alpha)
-    return problem.best(seconds)
+    return problem.best(seconds, gap)
 
 
 def sweep(
@@ -194,13 +201,13 @@ class _Problem:
 
     # ------------------------------------------------------------------ solving
 
-    def best(self, seconds: float | None) -> Selection:
+    def best(self, seconds: float | None, gap: float = 0.0) -> Selection:
         """Return the best selection; see ``solve``."""
-        found = self._minimum(-self.scores if self.maximize else self.scores, list(self.limits), True, seconds)
+        found = self._minimum(-self.scores if self.maximize else self.scores, list(self.limits), True, seconds, gap)
         if found is None:
             raise self._explained()
         choice, bound, optimal = found
-        return self.selection(choice, bound=-bound if self.maximize else bound, optimal=optimal)
+        return self.selection(choice, bound=-bound if self.maximize else bound, optimal=optimal and gap == 0)
 
     def selection(self, choice: Sequence[int], *, bound: float = math.nan, optimal: bool = True) -> Selection:
         """Return a choice with its sums."""
@@ -222,6 +229,7 @@ class _Problem:
         names: Sequence[str],
         diverse: bool,
         seconds: float | None = None,
+        gap: float = 0.0,
     ) -> tuple[tuple[int, ...], float, bool] | None:
         """Return the choice that minimises ``objective``, the proven bound and whether it is optimal, or None.
 
@@ -230,6 +238,7 @@ class _Problem:
             names: Limits that have to hold.
             diverse: Whether the selections have to differ from the earlier ones.
             seconds: Time limit of the solver.
+            gap: Relative gap at which it may stop.
         """
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array, vstack
@@ -257,15 +266,16 @@ class _Problem:
             add(self._indicator(choice), -np.inf, self.shared)
         # The solver stops at an absolute gap of 1e-6: with a largest score of 1000 that is 1e-9 of it.
         size = (float(np.abs(objective).max()) or 1.0) / 1e3
-        options = {"mip_rel_gap": 0.0, "presolve": True, **({} if seconds is None else {"time_limit": seconds})}
+        options = {"mip_rel_gap": gap, "presolve": True, **({} if seconds is None else {"time_limit": seconds})}
         for _ in range(_MAXIMUM_CUTS):
-            found = milp(
-                objective / size,
-                integrality=np.ones(count),
-                bounds=Bounds(0, 1),
-                constraints=LinearConstraint(vstack(rows), np.concatenate(low), np.concatenate(high)),
-                options=options,
-            )
+            with without_lines(_STRAY):
+                found = milp(
+                    objective / size,
+                    integrality=np.ones(count),
+                    bounds=Bounds(0, 1),
+                    constraints=LinearConstraint(vstack(rows), np.concatenate(low), np.concatenate(high)),
+                    options=options,
+                )
             if found.status == 2:
                 return None
             if found.x is None:

@@ -1,5 +1,7 @@
 """Puzzle as a whole: what its settings mean, the sweep over batches, further children, aiming lower when measured."""
 
+from itertools import pairwise
+
 import pytest
 from plain_blocks import plain_batches, plain_family
 
@@ -32,7 +34,7 @@ def searched(blocks, budget, **settings):
 def test_it_is_found_by_its_name_and_refuses_to_search_without_a_model(tmp_path):
     row, _ = load_method("puzzle")
     assert row["arxiv"] == "2411.19146"
-    with pytest.raises(UserError, match="archsmith search --method puzzle --model"):
+    with pytest.raises(UserError, match="search --method puzzle --model"):
         api.search(method="puzzle", out=tmp_path / "run")
 
 
@@ -80,3 +82,39 @@ def test_errors_name_the_limit(blocks):
         searched(blocks, "energy<=1mJ")
     with pytest.raises(ValueError, match="different_from_first"):
         Settings(different_from_first=2)
+
+
+def slower_than_the_tables(blocks, monkeypatch, factor):
+    """Measured runtimes are ``factor`` of the tables' sum; returns what was measured, by choice."""
+    from dataclasses import replace
+
+    aimed = []
+
+    def measured(children, costs, call):
+        aimed.append(children[0].predicted["runtime"])
+        ms = [factor(child, costs) for child in children]
+        parent = costs.parent["runtime"]
+        return [replace(c, measured={"runtime_ms": m, "parent_ms": parent}) for c, m in zip(children, ms, strict=True)]
+
+    monkeypatch.setattr(blocks, "measured", measured)
+    return aimed
+
+
+def test_only_the_fastest_child_is_fast_enough_and_it_is_found(blocks, monkeypatch):
+    def factor(child, costs):
+        fastest = costs.rest["runtime"] + sum(min(row) for row in costs.tables["runtime"])
+        return (0.5 if child.predicted["runtime"] <= fastest * 1.0001 else 0.95) * costs.parent["runtime"]
+
+    aimed = slower_than_the_tables(blocks, monkeypatch, factor)
+    monkeypatch.setattr(blocks, "baselines", lambda *given, **named: [])
+    [child], _, costs = searched(blocks, "latency<=0.9x")
+    assert child.measured["runtime_ms"] == 0.5 * costs.parent["runtime"]
+    assert aimed[:-1] == sorted(aimed[:-1], reverse=True)
+
+
+def test_when_even_the_fastest_child_is_too_slow_the_error_names_the_nearest(blocks, monkeypatch):
+    aimed = slower_than_the_tables(blocks, monkeypatch, lambda child, costs: 0.95 * costs.parent["runtime"])
+    with pytest.raises(UserError, match=r"the nearest measured child.*The nearest: layer") as caught:
+        searched(blocks, "latency<=0.9x")
+    assert str(blocks.run.path) in str(caught.value)
+    assert all(later < earlier for earlier, later in pairwise(aimed))

@@ -77,3 +77,25 @@ def test_uniform_takes_one_alternative_everywhere():
         uniform(scores, costs, {"a": 2})
     with pytest.raises(UserError, match="the same alternatives"):
         uniform([[0.0], [0.0, 1.0]], {}, {})
+
+
+def test_the_largest_of_a_subset_sum_is_nearly_the_largest_and_nothing_is_printed(capfd):
+    scores, costs = blocks(9, 8, 6)
+    limits = {
+        name: 0.6 * sum(row[0] for row in table) + 0.4 * sum(min(row) for row in table) for name, table in costs.items()
+    }
+    found = largest(costs["a"], scores, costs, limits)
+    assert not found.optimal
+    assert capfd.readouterr().out == ""
+    assert all(found.totals[name] <= limits[name] for name in limits)
+    bound = solve(costs["a"], costs, limits, maximize=True, gap=1e-4).bound
+    assert found.totals["a"] >= bound * (1 - 1.01e-4)
+
+
+def test_the_stray_lines_of_the_solver_do_not_reach_standard_output(capfd):
+    _, costs = blocks(10, 9, 6)  # HiGHS prints "HighsMipSolverData::transformNew..." here
+    limits = {
+        name: 0.6 * sum(row[0] for row in table) + 0.4 * sum(min(row) for row in table) for name, table in costs.items()
+    }
+    solve(costs["a"], costs, limits, maximize=True, gap=1e-5)
+    assert capfd.readouterr().out == ""
