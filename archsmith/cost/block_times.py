@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 from archsmith.core.errors import Shown, UserError
 from archsmith.cost.backends import Precision
 from archsmith.cost.latency import Latency, measure_many
+from archsmith.cost.timing import NOISY_SPREAD, quartile_range
 
 _CACHE_NAMES = ("cache", "past_key_values")
 
@@ -214,6 +216,42 @@ def measure_layers(
             for name, latency in measured.items():
                 found[name][phase] = latency
     return found
+
+
+def load_rounds(phases: Mapping[str, Latency], load: Load) -> list[float]:
+    """Return the runtime of the load in ms, round by round: a prefill and ``generation`` tokens."""
+    prefill = phases["prefill"].samples_ms
+    token = phases["token"].samples_ms if load.generation else (0.0,) * len(prefill)
+    return [p + load.generation * t for p, t in zip(prefill, token, strict=True)]
+
+
+def of_parent(rows: Mapping[str, Mapping[str, Latency]], name: str, load: Load) -> list[float]:
+    """Return the load's runtime of a row divided by the parent's beside it, round by round.
+
+    What slows a whole round, another process say, slows both and leaves the ratio alone.
+    """
+    parent = load_rounds(rows["model parent"], load)
+    return [mine / beside for mine, beside in zip(load_rounds(rows[name], load), parent, strict=True)]
+
+
+def steadiest_layers(
+    measure: Callable[[], dict[str, dict[str, Latency]]], load: Load, *, attempts: int = 3
+) -> dict[str, dict[str, Latency]]:
+    """Measure until the ratios to the parent are steady (median IQR / median at most 0.1), or take the steadiest.
+
+    Args:
+        measure: As ``measure_layers`` returns it, with "model parent" among the models.
+        load: The load.
+        attempts: Most measurements.
+    """
+    found: list[tuple[float, dict[str, dict[str, Latency]]]] = []
+    while len(found) < attempts and (not found or found[-1][0] > NOISY_SPREAD):
+        rows = measure()
+        ratios = [of_parent(rows, name, load) for name in rows if name != "model parent"] or [
+            load_rounds(rows["model parent"], load)
+        ]
+        found.append((statistics.median(quartile_range(r) / statistics.median(r) for r in ratios), rows))
+    return min(found, key=lambda each: each[0])[1]
 
 
 def _takes_cache(models: Mapping[str, nn.Module]) -> bool:

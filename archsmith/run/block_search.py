@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +27,7 @@ from archsmith.core.errors import ArchsmithError, UserError
 from archsmith.core.files import to_json
 from archsmith.core.protocols import Executor
 from archsmith.core.rng import numpy_stream
-from archsmith.cost.block_times import Load, measure_layers, phases_of, runtime_ms
+from archsmith.cost.block_times import Load, measure_layers, of_parent, phases_of, runtime_ms, steadiest_layers
 from archsmith.cost.latency import Latency
 from archsmith.evaluate.replace_one import Metric, ScoreName, block_variants, score_library
 from archsmith.families.residual_slots import SlotCost, SlotFamily
@@ -271,8 +272,10 @@ class BlockSearch:
             self.tell(f"measuring {len(missing)} kinds of layers: batch {load.batch}, prefill {load.prefill}")
             made = {name: (layer, self.family.variant_layer(layer, row)) for name, (layer, row) in missing.items()}
             phases = phases_of(self.family.parent, self.family.layer_paths, call, load)
-            latencies = measure_layers(made, {"parent": self.family.parent}, phases, call, load)
-            fresh = {name: _load_ms(rows, load) for name, rows in latencies.items()}
+            models = {"parent": self.family.parent}
+            latencies = steadiest_layers(lambda: measure_layers(made, models, phases, call, load), load)
+            whole = known.get("model parent", _load_ms(latencies["model parent"], load))
+            fresh = {name: whole * statistics.median(of_parent(latencies, name, load)) for name in latencies}
             where = next(iter(latencies.values()))["prefill"].to_dict()["provenance"]
             self.run.record("runtime_table", load=what, runtime_ms=fresh, provenance=where)
             known |= fresh
@@ -384,7 +387,7 @@ class BlockSearch:
         if missing:
             models = {"parent": self.family.parent, **{d: self.build(child) for d, child in missing.items()}}
             phases = phases_of(self.family.parent, self.family.layer_paths, call, load)
-            latencies = measure_layers({}, models, phases, call, load)
+            latencies = steadiest_layers(lambda: measure_layers({}, models, phases, call, load), load)
             reference = _load_ms(latencies["model parent"], load)
             for digest in missing:
                 rows = latencies[f"model {digest}"]
@@ -393,6 +396,7 @@ class BlockSearch:
                     "load": what,
                     "runtime_ms": _load_ms(rows, load),
                     "parent_ms": reference,
+                    "of_parent": statistics.median(of_parent(latencies, f"model {digest}", load)),
                     "latency": {phase: latency.to_dict() for phase, latency in rows.items()},
                 }
                 self.run.record("child_measured", **event)
@@ -433,13 +437,13 @@ def allowed_ms(limits: Mapping[str, float], load: Load) -> float | None:
 def comparable_ms(child: Child, budget: Budget, costs: CostTables) -> float:
     """Return the measured runtime of a child as the budget's limits on time mean it.
 
-    Limits relative to the parent compare with the parent measured in the same rounds: the child's time is rescaled by
-    what the parent took in the table's rounds and then. Absolute limits compare with the milliseconds as they are.
+    Limits relative to the parent compare with the parent measured in the same rounds: the median of the ratios round by
+    round, times what the parent took in the table's rounds. Absolute limits compare with the milliseconds as they are.
     """
     measured = float(child.measured["runtime_ms"])
     timed = [limit for limit in budget.limits if limit.cost in ("latency", "throughput")]
     if timed and all(limit.relative for limit in timed):
-        return measured * costs.parent["runtime"] / float(child.measured["parent_ms"])
+        return float(child.measured["of_parent"]) * costs.parent["runtime"]
     return measured
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from archsmith.core.errors import ArchsmithError
 from archsmith.core.files import read_json, sha256_file
-from archsmith.cost.block_times import Load, Phases, measure_layers, model_call
+from archsmith.cost.block_times import Load, Phases, load_rounds, measure_layers, model_call, of_parent
 from archsmith.cost.latency import Latency
 from archsmith.cost.timing import NOISY_SPREAD, median_interval, quartile_range
 from archsmith.families.residual_slots import PLAN, SlotFamily
@@ -178,10 +178,9 @@ class _Child:
         for _ in range(ATTEMPTS):
             now = measure_layers({}, models, Phases({}, {} if load.generation else None), call, load)
             here = now["model child"]["prefill"]
-            samples = _rounds(now["model child"], load)
+            samples = load_rounds(now["model child"], load)
             if beside:
-                parent = _rounds(now["model parent"], load)
-                samples = [self.result["reference"]["runtime"] * c / p for c, p in zip(samples, parent, strict=True)]
+                samples = [self.result["reference"]["runtime"] * r for r in of_parent(now, "model child", load)]
             elif relative:
                 scale = self.result["reference"]["runtime"] / float(recorded["parent_ms"])
                 samples = [scale * ms for ms in _rounds(now["model child"], load, then)]
@@ -202,14 +201,12 @@ class _Child:
         return f"{text}; limit {allowed:.4g} ms holds"
 
 
-def _rounds(phases: Mapping[str, Latency], load: Load, then: Mapping[str, Latency] | None = None) -> list[float]:
-    """Return the runtime of the load in ms round by round; with ``then``, at the reference network's speed of then."""
+def _rounds(phases: Mapping[str, Latency], load: Load, then: Mapping[str, Latency]) -> list[float]:
+    """Return the runtime of the load in ms round by round, at the speed that the reference network had then."""
 
     def samples(phase: str) -> list[float]:
-        latency = phases[phase]
-        if then is None:
-            return list(latency.samples_ms)
         speed = statistics.median(then[phase].reference_ms)
+        latency = phases[phase]
         return [speed * s / r for s, r in zip(latency.samples_ms, latency.reference_ms, strict=True)]
 
     prefill = samples("prefill")

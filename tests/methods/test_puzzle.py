@@ -68,8 +68,7 @@ def test_a_child_that_is_measured_slower_than_allowed_makes_the_search_aim_lower
         aimed.append(children[0].predicted["runtime"])
         slower = 0.95 if len(aimed) == 1 else 0.5
         return [
-            replace(c, measured={"runtime_ms": slower * costs.parent["runtime"], "parent_ms": costs.parent["runtime"]})
-            for c in children
+            replace(c, measured={"runtime_ms": slower * costs.parent["runtime"], "of_parent": slower}) for c in children
         ]
 
     monkeypatch.setattr(blocks, "measured", measured)
@@ -94,7 +93,9 @@ def slower_than_the_tables(blocks, monkeypatch, factor):
         aimed.append(children[0].predicted["runtime"])
         ms = [factor(child, costs) for child in children]
         parent = costs.parent["runtime"]
-        return [replace(c, measured={"runtime_ms": m, "parent_ms": parent}) for c, m in zip(children, ms, strict=True)]
+        return [
+            replace(c, measured={"runtime_ms": m, "of_parent": m / parent}) for c, m in zip(children, ms, strict=True)
+        ]
 
     monkeypatch.setattr(blocks, "measured", measured)
     return aimed
