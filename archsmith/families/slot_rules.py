@@ -9,7 +9,6 @@ and asks a table of functions for the rest. A ``Rule`` puts its function into th
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from archsmith.core.errors import MissingExtra, Shown, UserError
 from archsmith.families.slot_alternatives import Alternative, Site
 from archsmith.families.slot_layout import ATTENTION
+from archsmith.layers.local_linear_attention import local_linear_attention
 
 Attend = Callable[..., Tensor]
 """``attend(q, k, v, mask=, causal=, scale=)``: q (B, H, T, D), k and v (B, K, S, D), mask (B, 1, T, S) of bool or None
@@ -111,23 +111,17 @@ def local_linear(name: str = LLA, *, ridge: float = 0.1) -> Rule:
     """Return local linear attention as an alternative: "lla".
 
     Each query fits a ridge regression of values on keys, weighted by the softmax scores, and reads it off at itself. It
-    is solved by at most ``min(D, 32)`` steps of conjugate gradients, and its products are counted as if by all of 32:
-    two for scores and sums of keys, and two for each step.
+    is solved by at most 32 steps of conjugate gradients, as published, and its products are counted as if by all of
+    them: two for scores and sums of keys, two for the output, and two for each step.
 
     Args:
         name: Its name.
         ridge: Of the regression; larger is closer to softmax attention.
-
-    Raises:
-        UserError: This version of archsmith has no such layer.
     """
-    try:
-        layer = importlib.import_module("archsmith.layers.local_linear_attention")
-    except ModuleNotFoundError:
-        raise UserError("alternative", name, allowed="alternatives of this version of archsmith") from None
-    function: Callable[..., Tensor] = layer.local_linear_attention
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
-        return function(q, k, v, ridge=ridge, scale=scale, causal=causal, mask=mask, iterations=LLA_ITERATIONS)
+        return local_linear_attention(
+            q, k, v, ridge=ridge, scale=scale, causal=causal, mask=mask, iterations=LLA_ITERATIONS
+        )
 
     return Rule(name, attend, head_products=4 + 2 * LLA_ITERATIONS)

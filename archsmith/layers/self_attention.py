@@ -64,7 +64,7 @@ class SelfAttention(nn.Module):
         scale: Factor of the scores; None for ``1 / sqrt(D)``.
         blockwise: Whether the regressions are streamed (memory linear in T) or held whole.
         groups: Groups of channels in the regressions.
-        iterations: Most steps of conjugate gradients.
+        iterations: Most steps of conjugate gradients; None for twice the channels of a regression.
         jacobi: Whether they are preconditioned.
         tile: Queries and keys in a tile.
 
@@ -90,7 +90,7 @@ class SelfAttention(nn.Module):
         scale: float | None = None,
         blockwise: bool = True,
         groups: int = 1,
-        iterations: int = 32,
+        iterations: int | None = None,
         jacobi: bool = False,
         tile: tuple[int, int] = (64, 256),
     ) -> None:

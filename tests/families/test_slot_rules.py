@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from archsmith.core.errors import UserError
 from archsmith.families.residual_slots import SlotFamily, SubBlock
-from archsmith.families.slot_rules import Rule
+from archsmith.families.slot_rules import Rule, local_linear
 
 
 def softmax(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
@@ -45,16 +45,15 @@ def test_softmax_as_a_rule_is_the_parent(name: str, tmp_path: Path) -> None:
     assert torch.equal(answer(family.load(tmp_path), batch), answer(mixed, batch))
 
 
-def test_local_linear_attention_with_a_huge_ridge_is_the_parent() -> None:
-    pytest.importorskip("archsmith.layers.local_linear_attention")
-    from archsmith.families.slot_rules import local_linear
-
+def test_local_linear_attention_with_a_huge_ridge_is_the_parent(tmp_path: Path) -> None:
     for name in ("llama", "bert"):
         family, batch = family_of(name, registered=[local_linear("lla-flat", ridge=1e8)]), batch_for(name)
         flat = family.build(everywhere(family, attention="lla-flat"))
         torch.testing.assert_close(answer(flat, batch), answer(family.parent, batch), rtol=0, atol=1e-4)
         steep = family.with_alternatives({"attention": ["lla"]}).build(everywhere(family, attention="lla"))
         assert torch.isfinite(answer(steep, batch)).all()
+        family.with_alternatives({"attention": ["lla"]}).save(steep, tmp_path / name)
+        assert torch.equal(answer(family.load(tmp_path / name), batch), answer(steep, batch))
         assert not torch.allclose(answer(steep, batch), answer(family.parent, batch), atol=1e-3)
 
 
