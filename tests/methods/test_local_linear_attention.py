@@ -1,4 +1,4 @@
-"""Local linear attention as a system: it is listed, it is a layer, and it stands in for attention in a trained model."""
+"""Local linear attention as a system: it is listed, and it is a layer with the weights of any other attention."""
 
 import pytest
 import torch
